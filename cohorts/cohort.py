@@ -1,0 +1,128 @@
+"""What a reader returns: patients, their volumes, and how to find them on disk."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from seggym.errors import SeggymError
+
+# One line per reader: the name in configs and environment ids, and the function that opens it.
+READERS = {
+    "acdc": "seggym.cohorts.acdc:open_acdc",
+    "folder": "seggym.cohorts.folder:open_folder",
+    "phantom": "seggym.cohorts.phantoms:open_phantoms",
+}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One labelled stack of slices: one frame (cardiac phase) of one patient.
+
+    ``image`` is float32 (Z, Y, X), magnitude >= 0; ``label`` is uint8 (Z, Y, X) with 0 = background;
+    ``spacing`` is (z, y, x) in mm as the header states it; ``scribble``, where the cohort has one, is uint8 (Z, Y, X).
+    """
+
+    patient: str
+    frame: str
+    image: np.ndarray
+    label: np.ndarray
+    spacing: tuple[float, float, float]
+    scribble: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique within the cohort, e.g. ``patient003_frame01``."""
+        return f"{self.patient}_{self.frame}"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A data set on disk: which patients it holds, how they are grouped, and how one is read.
+
+    ``class_names[0]`` is the background. ``groups`` maps every patient to its pathology group (one group for all where
+    the cohort has none); ``read(patient)`` yields the volumes of a patient. ``scribble_ignore`` is the scribble value
+    that means "unlabelled". ``fingerprint`` changes when a file of the cohort changes.
+    """
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    groups: Mapping[str, str]
+    read: Callable[[str], Iterable[Volume]] = field(repr=False)
+    fingerprint: str = ""
+    scribble_ignore: int | None = None
+
+    @property
+    def patients(self) -> list[str]:
+        """Sorted patient names."""
+        return sorted(self.groups)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of label values, the background included."""
+        return len(self.class_names)
+
+    def volumes(self, patients: Iterable[str] | None = None) -> Iterator[Volume]:
+        """Yield the volumes of ``patients`` (default: all), sorted by patient; labels are checked against the classes."""
+        chosen = self.patients if patients is None else sorted(patients)
+        unknown = sorted(set(chosen) - set(self.groups))
+        if unknown:
+            raise SeggymError(
+                f"cohort {self.name} at {self.root} has no patient {', '.join(unknown)}; it has {len(self.groups)} "
+                "patients: mend the split file or the data folder"
+            )
+        for patient in chosen:
+            for volume in self.read(patient):
+                if volume.label.max(initial=0) >= self.num_classes:
+                    raise SeggymError(
+                        f"{volume.name} in {self.root} holds label {volume.label.max()}, expected 0 to "
+                        f"{self.num_classes - 1} ({', '.join(self.class_names)}); run `seggym check-data {self.root}`"
+                    )
+                yield volume
+
+
+def open_cohort(name: str, root: str | os.PathLike[str] | None = None, **options: Any) -> Cohort:
+    """Open the cohort ``name`` (a key of :data:`READERS`); ``options`` go to its reader.
+
+    ``root`` falls back to ``$SEGGYM_<NAME>_ROOT`` and then to ``$SEGGYM_HOME/cohorts/<name>``.
+    """
+    if name not in READERS:
+        raise SeggymError(f"cohort {name!r} is unknown, expected one of {', '.join(sorted(READERS))}")
+    module, function = READERS[name].split(":")
+    return getattr(import_module(module), function)(cohort_root(name, root), **options)
+
+
+def seggym_home() -> Path:
+    """``$SEGGYM_HOME``, or the platform's user data folder."""
+    return Path(os.environ.get("SEGGYM_HOME") or platformdirs.user_data_dir("seggym"))
+
+
+def cohort_root(name: str, root: str | os.PathLike[str] | None = None) -> Path:
+    """Where the cohort lies: the argument, else ``$SEGGYM_<NAME>_ROOT``, else ``$SEGGYM_HOME/cohorts/<name>``."""
+    chosen = root or os.environ.get(f"SEGGYM_{name.upper()}_ROOT") or seggym_home() / "cohorts" / name
+    return Path(chosen).expanduser()
+
+
+def require_folder(root: Path, name: str) -> None:
+    """Raise the sentence that tells where the data of cohort ``name`` were looked for and how to say where they are."""
+    if not root.is_dir():
+        raise SeggymError(
+            f"no {name} data at {root}: pass data_root=, or set SEGGYM_{name.upper()}_ROOT, to the folder that holds "
+            "the patients"
+        )
+
+
+def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over the relative names and contents of ``files`` (16 hexadecimal digits)."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]

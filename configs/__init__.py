@@ -1,0 +1,3 @@
+"""Hydra configuration groups."""
+
+from .. import __version__ as _guard  # noqa: F401  a bare `import configs` would load every module a second time

@@ -1,0 +1,43 @@
+"""Environments. Importing this package registers them; nothing else is loaded until one is made."""
+
+import gymnasium
+
+from .. import __version__ as _guard  # noqa: F401  a bare `import envs` would load every module a second time
+
+_KSPACE = "seggym.envs.kspace.environment:KSpaceEnv"
+_KSPACE_VECTOR = "seggym.envs.kspace.environment:KSpaceVectorEnv"
+_PHANTOM_SCAN = {"matrix": 128, "crop": 96}
+
+# id -> (entry point, vector entry point, keyword arguments: plain JSON values)
+ENVIRONMENTS = {
+    "KSpaceSeg-ACDC-v0": (_KSPACE, _KSPACE_VECTOR, {"cohort": "acdc", "reward_model": "acdc"}),
+    "KSpaceSeg-Phantom-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {"cohort": "phantom", "reward_model": "phantom", "acquisition": _PHANTOM_SCAN},
+    ),
+    "KSpaceSeg-Folder-v0": (_KSPACE, _KSPACE_VECTOR, {"cohort": "folder", "reward_model": "folder"}),
+    "KSpaceRecon-ACDC-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {"cohort": "acdc", "reward_model": None, "lambda_seg": 0.0, "lambda_recon": 1.0},
+    ),
+    "KSpaceRecon-Phantom-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {
+            "cohort": "phantom",
+            "reward_model": None,
+            "lambda_seg": 0.0,
+            "lambda_recon": 1.0,
+            "acquisition": _PHANTOM_SCAN,
+        },
+    ),
+}
+
+
+def register_envs() -> None:
+    """Register every id of :data:`ENVIRONMENTS` with Gymnasium; calling it again changes nothing."""
+    for name, (entry_point, vector_entry_point, kwargs) in ENVIRONMENTS.items():
+        if name not in gymnasium.registry:
+            gymnasium.register(name, entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)

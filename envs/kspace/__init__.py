@@ -1,0 +1,1 @@
+"""Adaptive k-space sampling: which line to measure next."""

@@ -1,0 +1,181 @@
+"""The scan protocol, and slices prepared for it.
+
+Magnitude volumes become what the simulated scanner sees: the whole field of view, padded to a square and band-limited
+to the acquisition matrix plus a guard band, so that a smooth phase can be applied before k-space is cropped.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from seggym.errors import SeggymError
+from seggym.kspace.keyed_random import key_of, uniform
+from seggym.kspace.transforms import centre_crop, fftc, ifftc
+
+# Lines kept beyond the matrix on either side. A phase of 3 rad with at most one cycle per field of view spreads a line
+# over about 5 neighbours, the echo shift over 4 more; 20 leaves the truncation error below single precision.
+GUARD_BAND = 20
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """The protocol of the simulated scan.
+
+    matrix: number of phase-encode lines and of readout samples (M).
+    crop: side of the central crop of the reconstruction that the network sees (C <= M).
+    snr: mean signal of the central quarter of the field of view over the standard deviation of the noise in the real
+        and in the imaginary part of a fully sampled image; the noise is left out where it is infinite.
+    phase: range of the amplitude of the smooth phase in rad; one draw per patient.
+    echo_shift: largest displacement of the echo along the phase-encode axis in lines; one draw per patient.
+    initial_lines: size of the block around DC that is measured before the first action; odd.
+    """
+
+    matrix: int = 160
+    crop: int = 128
+    snr: float = 20.0
+    phase: tuple[float, float] = (0.5, 3.0)
+    echo_shift: float = 4.0
+    initial_lines: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= self.matrix:
+            raise SeggymError(f"crop={self.crop} does not fit matrix={self.matrix}: choose 0 < crop <= matrix")
+        if self.initial_lines % 2 != 1 or not 0 < self.initial_lines < self.matrix:
+            raise SeggymError(
+                f"initial_lines={self.initial_lines} must be an odd number below matrix={self.matrix}: the block is "
+                "centred on DC"
+            )
+        if not self.snr > 0:
+            raise SeggymError(f"snr={self.snr} must be positive (use .inf for a scan without noise)")
+        object.__setattr__(self, "phase", (float(self.phase[0]), float(self.phase[1])))
+
+    @property
+    def dc(self) -> int:
+        """Index of the line through the centre of k-space."""
+        return self.matrix // 2
+
+    @property
+    def grid(self) -> int:
+        """Side of a prepared slice: the matrix and its guard bands."""
+        return self.matrix + 2 * GUARD_BAND
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for records beside a network."""
+        return {**asdict(self), "phase": list(self.phase)}
+
+
+class VolumeLike(Protocol):
+    """What :func:`prepare` reads of a volume; ``seggym.cohorts.cohort.Volume`` has it."""
+
+    patient: str
+    image: np.ndarray
+    label: np.ndarray
+    spacing: tuple[float, float, float]
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class SliceStack:
+    """Slices prepared for an :class:`Acquisition`; n slices, grid G, crop C.
+
+    images float32 (n, G, G): magnitude on the whole field of view; labels uint8 (n, C, C); signal float32 (n,):
+    reference signal of the SNR; data_range float32 (n,): maximum of the volume, for SSIM and PSNR;
+    phase_amplitude and echo_shift float32 (n,): rad and lines, one draw per patient; spacing float32 (n, 3): z, y, x
+    in mm at matrix resolution; patients, volumes, positions: patient name, volume name and slice index of each slice.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    signal: torch.Tensor
+    data_range: torch.Tensor
+    phase_amplitude: torch.Tensor
+    echo_shift: torch.Tensor
+    spacing: torch.Tensor
+    patients: tuple[str, ...]
+    volumes: tuple[str, ...]
+    positions: tuple[int, ...]
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+    @property
+    def names(self) -> list[str]:
+        """``<volume>_slice<position>`` of every slice; unique."""
+        return [f"{volume}_slice{position}" for volume, position in zip(self.volumes, self.positions, strict=True)]
+
+    def to(self, device: torch.device) -> "SliceStack":
+        """The same slices with their tensors on ``device``."""
+        moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return SliceStack(**{**vars(self), **moved})
+
+
+def prepare(volumes: Iterable[VolumeLike], acquisition: Acquisition, num_classes: int) -> SliceStack:
+    """Bring every slice of ``volumes`` onto the grid of ``acquisition``; labels follow by nearest neighbour."""
+    rows: dict[str, list[Any]] = {name: [] for name in SliceStack.__dataclass_fields__ if name != "num_classes"}
+    for volume in volumes:
+        depth = len(volume.image)
+        side = _square_side(volume.image.shape[1:])
+        image = prepare_image(torch.from_numpy(np.ascontiguousarray(volume.image, dtype=np.float32)), acquisition)
+        seen = centre_crop(_resample(image, acquisition.matrix), acquisition.crop, (-2, -1))
+        quarter = image.shape[-1] // 4
+        patient_key = torch.tensor([key_of(volume.patient)])
+        amplitude = uniform(patient_key, 0, 1, *acquisition.phase).item()
+        shift = uniform(patient_key, 1, 1, -acquisition.echo_shift, acquisition.echo_shift).item()
+        step = side / acquisition.matrix
+        rows["images"].append(image)
+        rows["labels"].append(torch.from_numpy(prepare_label(volume.label, acquisition)))
+        rows["signal"] += [centre_crop(image, quarter, (-2, -1)).abs().mean().item()] * depth
+        rows["data_range"] += [seen.abs().max().item()] * depth
+        rows["phase_amplitude"] += [amplitude] * depth
+        rows["echo_shift"] += [shift] * depth
+        rows["spacing"] += [(volume.spacing[0], volume.spacing[1] * step, volume.spacing[2] * step)] * depth
+        rows["patients"] += [volume.patient] * depth
+        rows["volumes"] += [volume.name] * depth
+        rows["positions"] += list(range(depth))
+    if not rows["patients"]:
+        raise SeggymError("there is no slice to scan: the chosen patients hold no volume; check the split and the data")
+    return SliceStack(
+        images=torch.cat(rows["images"]),
+        labels=torch.cat(rows["labels"]),
+        **{key: torch.tensor(rows[key]) for key in ("signal", "data_range", "phase_amplitude", "echo_shift", "spacing")},
+        **{key: tuple(rows[key]) for key in ("patients", "volumes", "positions")},
+        num_classes=num_classes,
+    )
+
+
+def prepare_image(image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """Pad (..., Y, X) to a square field of view and band-limit it to the grid: float32 (..., G, G), same intensities."""
+    square = centre_crop(image, _square_side(image.shape[-2:]), (-2, -1))
+    return _resample(square, acquisition.grid)
+
+
+def prepare_label(label: np.ndarray, acquisition: Acquisition) -> np.ndarray:
+    """Labels (Z, Y, X) at the pixels of the network's crop, by nearest neighbour: uint8 (Z, C, C)."""
+    side = _square_side(label.shape[-2:])
+    offsets = np.arange(acquisition.crop) - acquisition.crop // 2
+    nearest = np.floor(offsets * (side / acquisition.matrix) + 0.5).astype(int)
+    sampled = np.zeros((len(label), acquisition.crop, acquisition.crop), np.uint8)
+    rows, columns = (nearest + length // 2 for length in label.shape[-2:])
+    inside_rows = (rows >= 0) & (rows < label.shape[-2])
+    inside_columns = (columns >= 0) & (columns < label.shape[-1])
+    picked = label[:, rows[inside_rows]][:, :, columns[inside_columns]]
+    sampled[np.ix_(np.arange(len(label)), inside_rows, inside_columns)] = picked
+    return sampled
+
+
+def _square_side(shape: tuple[int, ...] | torch.Size) -> int:
+    """Side of the padded square; even, so that its centre is a pixel of every even grid."""
+    return max(shape) + max(shape) % 2
+
+
+def _resample(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Crop or zero-pad the k-space of a real square image to ``size``, keeping its intensities."""
+    side = image.shape[-1]
+    spectrum = centre_crop(fftc(image.to(torch.complex64), (-2, -1)), size, (-2, -1))
+    return ifftc(spectrum, (-2, -1)).real * (size / side)

@@ -1,0 +1,50 @@
+"""Random numbers as a pure function of a 64-bit key, computed for a whole batch at once.
+
+An episode owns one key. Everything random in it is drawn from here, so it can be replayed alone or in any batch and
+gives the same bits. The generator is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) used as a counter-based hash.
+"""
+
+import hashlib
+
+import torch
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift: torch's ``>>`` on int64 would copy the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def random_bits(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
+    """64 random bits per draw: int64 (B, count) for ``keys`` int64 (B,). Streams of one key are independent."""
+    seeds = _mix(keys + _mix(torch.full_like(keys, stream + 1) * _GOLDEN))
+    counters = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
+    return _mix(seeds[:, None] + counters)
+
+
+def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+    """Uniform on (low, high): float32 (B, count)."""
+    unit = (_shift_right(random_bits(keys, stream, count), 40).to(torch.float32) + 0.5) * 2.0**-24
+    return low + (high - low) * unit
+
+
+def complex_normal(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
+    """Complex normal with unit variance in the real and in the imaginary part: complex64 (B, count)."""
+    bits = random_bits(keys, stream, count)
+    radius_draw = (_shift_right(bits, 40).to(torch.float32) + 0.5) * 2.0**-24
+    angle = ((bits & 0xFFFFFF).to(torch.float32) + 0.5) * (2.0**-24 * 2 * torch.pi)
+    return torch.polar(torch.sqrt(-2 * torch.log(radius_draw)), angle)
+
+
+def key_of(text: str) -> int:
+    """A signed 64-bit key that depends on ``text`` alone, the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)

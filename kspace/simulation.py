@@ -1,0 +1,86 @@
+"""Simulated measurement of prepared slices, and reconstruction from the lines measured so far.
+
+The measurement is kept in *hybrid space*: readout samples are already transformed to the image domain, the columns are
+still phase-encode lines. One more line is then a rank-1 update of the complex image, and the central crop needs only
+the rows of the crop.
+"""
+
+import torch
+
+from seggym.kspace.acquisition import Acquisition, SliceStack
+from seggym.kspace.keyed_random import complex_normal, uniform
+from seggym.kspace.transforms import centre_crop, fftc, ifftc
+
+# Streams of an episode's key; the numbers are part of the definition of an episode and must not change.
+PHASE_STREAM = 10
+NOISE_STREAM = 11
+
+_PHASE_MODES = 4
+
+
+def smooth_phase(keys: torch.Tensor, amplitude: torch.Tensor, echo_shift: torch.Tensor, size: int) -> torch.Tensor:
+    """Phase maps in rad, (B, size, size) in the dtype of ``amplitude``.
+
+    A sum of four plane waves with at most one cycle per field of view in each direction, scaled to [-amplitude,
+    amplitude], plus the linear ramp along the columns that displaces the echo by ``echo_shift`` lines.
+    """
+    draws = uniform(keys, PHASE_STREAM, 4 * _PHASE_MODES, -1.0, 1.0).to(amplitude.dtype)
+    weight, row_frequency, column_frequency, offset = draws.view(-1, 4, _PHASE_MODES).unbind(1)
+    position = (torch.arange(size, device=keys.device, dtype=amplitude.dtype) - size // 2) / size
+    waves = torch.zeros(len(keys), size, size, device=keys.device, dtype=amplitude.dtype)
+    for mode in range(_PHASE_MODES):
+        row_angle = torch.pi * (2 * row_frequency[:, mode, None] * position + offset[:, mode, None])
+        column_angle = 2 * torch.pi * column_frequency[:, mode, None] * position
+        strength = (0.75 + 0.25 * weight[:, mode])[:, None]
+        # cos(a + b) from outer products: trigonometric functions of 2 x size instead of size x size arguments.
+        waves += (strength * row_angle.cos())[:, :, None] * column_angle.cos()[:, None, :]
+        waves -= (strength * row_angle.sin())[:, :, None] * column_angle.sin()[:, None, :]
+    low, high = waves.amin((-2, -1), keepdim=True), waves.amax((-2, -1), keepdim=True)
+    phase = (waves - (low + high) / 2) * (2 * amplitude[:, None, None] / (high - low))
+    return phase + 2 * torch.pi * echo_shift[:, None, None] * position
+
+
+def encode(
+    stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition, dtype: torch.dtype
+) -> torch.Tensor:
+    """Noise-free hybrid space (B, M, M) of slices ``indices`` int64 (B,) with the phase of ``keys`` int64 (B,)."""
+    grid, matrix = acquisition.grid, acquisition.matrix
+    phase = smooth_phase(keys, stack.phase_amplitude[indices].to(dtype), stack.echo_shift[indices].to(dtype), grid)
+    image = torch.polar(torch.ones((), dtype=dtype, device=phase.device).expand_as(phase), phase)
+    image = image * stack.images[indices].to(dtype)
+    kspace = centre_crop(fftc(image, (-2, -1)), matrix, (-2, -1))
+    return ifftc(kspace, (-2,)) * (matrix / grid)
+
+
+def thermal_noise(stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """Complex noise of every line in hybrid space, complex64 (B, M, M); white, because the transforms are orthonormal."""
+    matrix = acquisition.matrix
+    sigma = stack.signal[indices] / acquisition.snr
+    return complex_normal(keys, NOISE_STREAM, matrix * matrix).view(-1, matrix, matrix) * sigma[:, None, None]
+
+
+def line_phases(acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """What one line adds along the columns of the crop: complex (M, C), row c is the inverse DFT of a unit at line c."""
+    matrix = acquisition.matrix
+    unit = torch.eye(matrix, dtype=dtype, device=device).to(torch.complex64 if dtype == torch.float32 else torch.complex128)
+    return centre_crop(ifftc(unit, (-1,)), acquisition.crop, (-1,)).contiguous()
+
+
+def crop_rows(hybrid: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """The readout rows of the network's crop: (B, C, M), a view."""
+    return centre_crop(hybrid, acquisition.crop, (-2,))
+
+
+def add_line(image: torch.Tensor, signal: torch.Tensor, phases: torch.Tensor, lines: torch.Tensor) -> None:
+    """Add one line per image in place, as a rank-1 update.
+
+    image complex (B, C, C); signal complex (B, C): the measured line at the rows of the crop, zero to add nothing;
+    phases from :func:`line_phases`; lines int64 (B,).
+    """
+    image.addcmul_(signal[:, :, None], phases[lines][:, None, :])
+
+
+def reconstruct(hybrid: torch.Tensor, acquired: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """Zero-filled complex image (B, C, C) from the lines in ``acquired`` bool (B, M): the direct transform."""
+    rows = crop_rows(hybrid, acquisition) * acquired[:, None, :]
+    return centre_crop(ifftc(rows, (-1,)), acquisition.crop, (-1,))

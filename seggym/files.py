@@ -1,0 +1,75 @@
+"""Writing files so that a crash, a kill or a full disk never leaves half of one behind."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from seggym.errors import SeggymError
+
+
+def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[Path], object]) -> Path:
+    """Write ``path`` through a temporary file in the same folder, fsync and rename.
+
+    ``write`` is the content, or a function that writes the file whose path it is given. The previous file, if there
+    is one, stays untouched until the new one is safely on disk. Raises :class:`SeggymError` when writing fails.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix is kept because some writers (np.savez, nibabel) choose the format by it.
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        if isinstance(write, bytes):
+            temporary.write_bytes(write)
+        else:
+            write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SeggymError(
+            f"cannot write {path}: {reason}; the previous file, if any, is unchanged: free some space or choose "
+            "another folder, then run the same command again"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> Path:
+    """Write ``content`` as indented JSON, atomically. NaN is written as null: JSON has no NaN."""
+    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
+    return write_atomic(path, text.encode())
+
+
+def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
+    """Read JSON; a missing or damaged file is a :class:`SeggymError` that calls it ``what``."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise SeggymError(f"{what} {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise SeggymError(f"{what} {path} is not readable JSON ({error}); restore it or make it again") from None
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    if isinstance(content, float) and content != content:
+        return None
+    return content

@@ -1,0 +1,15 @@
+"""Packaging of seggym: the top-level folders are installed as ``seggym.<folder>``, never under their bare names."""
+
+from setuptools import setup
+
+FLOORS = ["agents", "agents.algorithms", "configs", "cohorts", "envs", "envs.kspace", "kspace", "reward_models"]
+
+setup(
+    packages=["seggym", *(f"seggym.{floor}" for floor in FLOORS)],
+    package_dir={"seggym": "seggym", **{f"seggym.{floor}": floor.replace(".", "/") for floor in FLOORS}},
+    package_data={
+        "seggym": ["py.typed"],
+        "seggym.configs": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
+        "seggym.reward_models": ["phantom/*/*", "phantom/*"],
+    },
+)
