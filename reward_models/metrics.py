@@ -1,0 +1,220 @@
+"""How good a segmentation is: rewards per slice in batches, Dice per volume, surface distances in millimetres.
+
+Conventions, the same everywhere in the suite:
+
+- Class 0 is background and is never scored; ``K - 1`` foreground classes are.
+- A class that is absent from the truth has no Dice: it is NaN in the tables and left out of the rewards. Counting empty
+  against empty as 1 would reward measuring nothing. What a prediction draws of an absent class is counted apart, as an
+  area.
+- A class that is present and not predicted has Dice 0, and its surface distance is a *failure* (NaN with a flag), so
+  that its rate can be reported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from seggym.errors import SeggymError
+
+SMOOTHING = 1.0
+"""Pixels added to the numerator and the denominator of the overlaps used as rewards."""
+
+
+@dataclass(frozen=True)
+class SegmentationTerms:
+    """What the scores need of the truth, computed once for all the steps of an episode.
+
+    Attributes:
+        onehot: (B, K-1, H, W) float32, the foreground classes.
+        areas: (B, K-1) float32, pixels of each class.
+        present: (B, K-1) bool, whether the truth has the class.
+    """
+
+    onehot: Tensor
+    areas: Tensor
+    present: Tensor
+
+    @property
+    def num_classes(self) -> int:
+        """K, background included."""
+        return self.onehot.shape[1] + 1
+
+
+class SurfaceDistances(NamedTuple):
+    """Distances between two surfaces, one entry per foreground class.
+
+    Attributes:
+        hd95: (K-1,) float32, the larger of the two directed 95th percentiles, in the unit of the spacing; NaN if
+            undefined.
+        assd: (K-1,) float32, the mean over the points of both surfaces, in the unit of the spacing; NaN if undefined.
+        failed: (K-1,) bool, exactly one of truth and prediction has the class. Where neither has it, the distances are
+            NaN and ``failed`` is False: there was nothing to find.
+    """
+
+    hd95: Tensor
+    assd: Tensor
+    failed: Tensor
+
+
+def encode_truth(labels: Tensor, num_classes: int) -> SegmentationTerms:
+    """Terms of the truth ``labels`` (B, H, W), an integer tensor of values 0..num_classes-1, on its own device.
+
+    Raises:
+        SeggymError: ``labels`` is not (B, H, W), or there is no foreground class.
+    """
+    if labels.ndim != 3:
+        raise SeggymError(f"labels must be (batch, height, width), found shape {tuple(labels.shape)}; add a batch axis")
+    onehot = _foreground(labels, num_classes)
+    areas = onehot.sum(dim=(-2, -1))
+    return SegmentationTerms(onehot=onehot, areas=areas, present=areas > 0)
+
+
+def soft_quality(probabilities: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
+    """Smoothed soft Dice, mean over the classes present, minus a penalty on the area given to absent ones.
+
+    With I, P and A the intersection, the predicted and the true area of a class in pixels, its Dice is
+    (2I + 1) / (P + A + 1). The penalty is ``absent_weight`` times the probability mass of the absent classes divided by
+    the number of pixels. A slice in which no class is present has the penalty only, so its value is at most 0.
+
+    Args:
+        probabilities: (B, K, H, W) float, non-negative, summing to 1 over K.
+        truth: of the same batch.
+        absent_weight: weight of the penalty, a number without unit.
+
+    Returns:
+        (B,) in the precision of ``probabilities``.
+    """
+    return _dice_quality(_check(probabilities, truth)[:, 1:], truth, absent_weight)
+
+
+def hard_quality(probabilities: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
+    """:func:`soft_quality` of the most probable class of each pixel instead of the probabilities, (B,) float32."""
+    return _dice_quality(_decided(_check(probabilities, truth)), truth, absent_weight)
+
+
+def mean_iou(probabilities: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
+    """:func:`hard_quality` with the smoothed intersection over union, (I + 1) / (P + A - I + 1), in place of Dice."""
+    predicted = _decided(_check(probabilities, truth))
+    intersection, area = _overlap(predicted, truth)
+    score = (intersection + SMOOTHING) / (area + truth.areas - intersection + SMOOTHING)
+    return _present_mean_less_penalty(score, area, truth, absent_weight)
+
+
+def dice_per_class(prediction: Tensor, truth: SegmentationTerms) -> Tensor:
+    """Plain Dice 2I / (P + A) of label maps ``prediction`` (B, H, W): (B, K-1) float32, NaN for absent classes."""
+    intersection, area = _overlap(_foreground(prediction, truth.num_classes), truth)
+    return (2 * intersection / (area + truth.areas)).masked_fill(~truth.present, torch.nan)
+
+
+def absent_area(prediction: Tensor, truth: SegmentationTerms) -> Tensor:
+    """Pixels that label maps ``prediction`` (B, H, W) give to absent classes: (B, K-1) float32, 0 for those present."""
+    area = _foreground(prediction, truth.num_classes).sum(dim=(-2, -1))
+    return area.masked_fill(truth.present, 0.0)
+
+
+def volume_dice(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Plain Dice over the voxels of a whole volume, the headline measure.
+
+    A slice without a class counts through the voxels predicted in it. A class is NaN if the whole true volume lacks it.
+    The Dice of a case is the mean over the classes that are not NaN; averages are then taken over cases.
+
+    Args:
+        prediction: (Z, H, W) integer labels.
+        truth: (Z, H, W) integer labels.
+        num_classes: K, background included.
+
+    Returns:
+        (K-1,) float32.
+
+    Raises:
+        SeggymError: the shapes differ or are not (Z, H, W).
+    """
+    _check_pair(prediction, truth, dimensions=(3,))
+    terms = encode_truth(truth.flatten(1)[None], num_classes)
+    return dice_per_class(prediction.flatten(1)[None], terms)[0]
+
+
+def surface_distances(
+    prediction: Tensor, truth: Tensor, num_classes: int, spacing: Sequence[float]
+) -> SurfaceDistances:
+    """HD95 and average symmetric surface distance (MONAI) of one slice (H, W) or one volume (Z, H, W).
+
+    Args:
+        prediction: integer labels.
+        truth: integer labels of the same shape.
+        num_classes: K, background included.
+        spacing: distance of neighbouring pixels along each axis, mm (1 per axis where the spacing is nominal: then
+            pixels).
+
+    Raises:
+        SeggymError: the shapes differ, or ``spacing`` is not one positive number per axis.
+    """
+    # MONAI takes seconds to import, and the environments, which never ask for surfaces, import this module.
+    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+    from monai.metrics.surface_distance import compute_average_surface_distance
+
+    _check_pair(prediction, truth, dimensions=(2, 3))
+    step = [float(value) for value in spacing]
+    if len(step) != truth.ndim or not all(0 < value < float("inf") for value in step):
+        raise SeggymError(f"spacing must be {truth.ndim} positive numbers in mm, one per axis, found {step}")
+    predicted, true = _foreground(prediction[None], num_classes), _foreground(truth[None], num_classes)
+    has_prediction, has_truth = predicted[0].flatten(1).any(dim=1), true[0].flatten(1).any(dim=1)
+    both = has_prediction & has_truth
+    hd95 = torch.full_like(both, torch.nan, dtype=torch.float32)
+    assd = hd95.clone()
+    if both.any():
+        pair = (predicted[:, both], true[:, both])
+        hd95[both] = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=step)[0]
+        assd[both] = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=step)[0]
+    return SurfaceDistances(hd95=hd95, assd=assd, failed=has_prediction ^ has_truth)
+
+
+def _foreground(labels: Tensor, num_classes: int) -> Tensor:
+    """(B, ...) integer labels to (B, K-1, ...) float32."""
+    if num_classes < 2:
+        raise SeggymError(f"num_classes must be at least 2 (background and one class), found {num_classes}")
+    classes = torch.arange(1, num_classes, device=labels.device, dtype=labels.dtype)
+    return (labels.unsqueeze(1) == classes.view(-1, *[1] * (labels.ndim - 1))).float()
+
+
+def _decided(probabilities: Tensor) -> Tensor:
+    return _foreground(probabilities.argmax(dim=1), probabilities.shape[1])
+
+
+def _overlap(predicted: Tensor, truth: SegmentationTerms) -> tuple[Tensor, Tensor]:
+    """Intersections and predicted areas in pixels, both (B, K-1)."""
+    return (predicted * truth.onehot).sum(dim=(-2, -1)), predicted.sum(dim=(-2, -1))
+
+
+def _dice_quality(predicted: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
+    intersection, area = _overlap(predicted, truth)
+    score = (2 * intersection + SMOOTHING) / (area + truth.areas + SMOOTHING)
+    return _present_mean_less_penalty(score, area, truth, absent_weight)
+
+
+def _present_mean_less_penalty(score: Tensor, area: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
+    mean = (score * truth.present).sum(dim=1) / truth.present.sum(dim=1).clamp(min=1)
+    pixels = truth.onehot.shape[-2] * truth.onehot.shape[-1]
+    return mean - absent_weight * (area * ~truth.present).sum(dim=1) / pixels
+
+
+def _check(probabilities: Tensor, truth: SegmentationTerms) -> Tensor:
+    batch, foreground, height, width = truth.onehot.shape
+    if probabilities.shape != (batch, foreground + 1, height, width):
+        raise SeggymError(
+            f"probabilities must be {(batch, foreground + 1, height, width)} as the truth is, found "
+            f"{tuple(probabilities.shape)}; use a network with {foreground + 1} outputs and the crop of the labels"
+        )
+    return probabilities
+
+
+def _check_pair(prediction: Tensor, truth: Tensor, dimensions: tuple[int, ...]) -> None:
+    if prediction.shape != truth.shape or truth.ndim not in dimensions:
+        wanted = " or ".join(str(number) for number in dimensions)
+        raise SeggymError(
+            f"prediction and truth must be label maps of one shape with {wanted} axes, found "
+            f"{tuple(prediction.shape)} and {tuple(truth.shape)}; score one case at a time on the grid of its truth"
+        )
