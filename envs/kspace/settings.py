@@ -1,0 +1,126 @@
+"""The keyword arguments of the k-space environments, checked in one place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from seggym.errors import SeggymError
+from seggym.kspace.acquisition import Acquisition
+
+OBSERVATIONS = ("image", "acquired", "budget", "image_float", "probabilities", "features", "kspace", "action_mask")
+DEFAULT_OBSERVATION = ("image", "acquired", "budget")
+_NEEDS_NETWORK = ("probabilities", "features")
+_CHOICES = {
+    "role": ("train", "val", "test", "all"),
+    "seg_metric": ("soft_dice", "dice", "iou"),
+    "recon_metric": ("ssim", "psnr", "nmse"),
+    "objective": ("final", "area"),
+    "reward": ("dense", "terminal", "level"),
+    "illegal_action": ("noop", "raise", "penalty"),
+    "precision": ("fp32", "bf16", "auto", "fp64"),
+}
+
+
+@dataclass(frozen=True)
+class KSpaceSettings:
+    """What a k-space environment is made of; plain JSON values, so that a spec can be stored and sent.
+
+    Data: ``cohort`` (a reader's name), ``data_root``, ``cohort_options`` (to the reader), ``split`` (a JSON file; by
+    default the cohort's own seeded split), ``role`` (whose patients: train, val, test, or all).
+    Scan: ``acquisition`` (fields of :class:`seggym.kspace.acquisition.Acquisition` that differ from its defaults).
+    Reward: ``reward_model`` (folder or published name; None where no network is needed), ``lambda_seg`` and
+    ``lambda_recon`` (lambda_2 and lambda_1 of the paper), ``seg_metric``, ``recon_metric``, ``absent_weight`` (cost of
+    the share of the image predicted as a class that is absent), ``objective`` (final quality or area under the curve),
+    ``reward`` ("dense" gains, "terminal" gain, or ASMR's delayed "level"), ``level_delay`` (its steps without reward).
+    Episode: ``budget`` (lines after the initial ones; a number or a range [low, high] drawn per episode),
+    ``candidates`` ([first, last] line that may be measured; None is all), ``stop_action``, ``illegal_action``,
+    ``illegal_penalty``, ``train_sampler_filename`` (weights of the slices in the draw).
+    Observation: ``observation`` (parts, see :data:`OBSERVATIONS`), ``reconstructor`` (folder of a network that maps the
+    zero-filled magnitude to a better one; None is zero-filled).
+    Computing: ``device`` ("auto" is CUDA where there is one), ``precision`` of the networks.
+    """
+
+    cohort: str
+    data_root: str | None = None
+    cohort_options: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    role: str = "train"
+    acquisition: Mapping[str, Any] = field(default_factory=dict)
+    reward_model: str | None = None
+    lambda_seg: float = 1.0
+    lambda_recon: float = 0.0
+    seg_metric: str = "soft_dice"
+    recon_metric: str = "ssim"
+    absent_weight: float = 10.0
+    objective: str = "final"
+    reward: str = "dense"
+    level_delay: int = 7
+    budget: int | Sequence[int] = 12
+    candidates: Sequence[int] | None = None
+    stop_action: bool = False
+    illegal_action: str = "noop"
+    illegal_penalty: float = 0.01
+    train_sampler_filename: str | None = None
+    observation: Sequence[str] = DEFAULT_OBSERVATION
+    reconstructor: str | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
+        unknown = [part for part in self.observation if part not in OBSERVATIONS]
+        if unknown or not self.observation:
+            raise SeggymError(
+                f"observation={list(self.observation)} must name parts among {', '.join(OBSERVATIONS)}"
+            )
+        matrix = self.scan.matrix
+        low, high = self.budget_range
+        if not 1 <= low <= high <= matrix - self.scan.initial_lines:
+            raise SeggymError(
+                f"budget={self.budget} must lie in 1..{matrix - self.scan.initial_lines}: it counts the lines after the "
+                f"{self.scan.initial_lines} initial ones of {matrix}"
+            )
+        first, last = self.candidate_range
+        if not 0 <= first <= last < matrix:
+            raise SeggymError(f"candidates={self.candidates} must be [first, last] with 0 <= first <= last < {matrix}")
+        if self.lambda_seg < 0 or self.lambda_recon < 0 or self.lambda_seg + self.lambda_recon == 0:
+            raise SeggymError("lambda_seg and lambda_recon must be >= 0, and one of them positive")
+        if self.needs_network and self.reward_model is None:
+            raise SeggymError(
+                "reward_model is missing: a segmentation reward (lambda_seg > 0) and the observations probabilities and "
+                "features need one; pass its folder or a published name"
+            )
+
+    @property
+    def scan(self) -> Acquisition:
+        """The acquisition with its defaults filled in."""
+        try:
+            return Acquisition(**self.acquisition)
+        except TypeError as error:
+            raise SeggymError(
+                f"acquisition={dict(self.acquisition)} has a field that the scan does not know ({error}); it knows "
+                f"{', '.join(Acquisition.__dataclass_fields__)}"
+            ) from None
+
+    @property
+    def budget_range(self) -> tuple[int, int]:
+        """Smallest and largest budget of an episode."""
+        if isinstance(self.budget, int):
+            return self.budget, self.budget
+        low, high = self.budget
+        return int(low), int(high)
+
+    @property
+    def candidate_range(self) -> tuple[int, int]:
+        """First and last line that may be measured."""
+        if self.candidates is None:
+            return 0, self.scan.matrix - 1
+        first, last = self.candidates
+        return int(first), int(last)
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether anything in a step asks for a segmentation."""
+        return self.lambda_seg > 0 or any(part in _NEEDS_NETWORK for part in self.observation)

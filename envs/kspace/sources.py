@@ -1,0 +1,109 @@
+"""From the keyword arguments of an environment to its engine: data, networks and sampling weights."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seggym.cohorts.cohort import Cohort, open_cohort
+from seggym.cohorts.splits import Split, split_cohort
+from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.reward import Segmenter
+from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.errors import SeggymError
+from seggym.kspace.acquisition import SliceStack
+from seggym.reward_models.checkpoints import open_reward_model, require_classes
+from seggym.reward_models.frozen import load_frozen
+from seggym.reward_models.slices import prepared_slices
+
+
+def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
+    """The engine that ``settings`` describe; data and networks are shared within the process."""
+    cohort, split = load_cohort(settings)
+    patients = cohort.patients if settings.role == "all" else getattr(split, settings.role)
+    stack = prepared_slices(cohort, patients, settings.scan)
+    device = resolve_device(settings.device)
+    networks, routing = load_networks(settings, cohort, stack, device)
+    return KSpaceEngine(
+        stack,
+        settings,
+        num_envs,
+        networks=networks,
+        routing=routing,
+        weights=load_weights(settings.train_sampler_filename, cohort, stack),
+        reconstructor=load_reconstructor(settings, device),
+        device=device,
+        dtype=torch.float64 if settings.precision == "fp64" else torch.float32,
+    )
+
+
+def load_cohort(settings: KSpaceSettings) -> tuple[Cohort, Split]:
+    """The cohort and who is in which role."""
+    cohort = open_cohort(settings.cohort, settings.data_root, **settings.cohort_options)
+    return cohort, split_cohort(cohort, settings.split)
+
+
+def resolve_device(device: str) -> torch.device:
+    """``"auto"`` is CUDA where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def load_networks(
+    settings: KSpaceSettings, cohort: Cohort, stack: SliceStack, device: torch.device
+) -> tuple[list[Segmenter], torch.Tensor]:
+    """Networks of the reward model and, per slice, the index of one that never saw the slice's patient."""
+    if not settings.needs_network:
+        return [], torch.zeros(len(stack), dtype=torch.int64)
+    assert settings.reward_model is not None
+    model = open_reward_model(settings.reward_model, cohort=cohort.name)
+    members = [model.network_for(patient) for patient in stack.patients]
+    names = sorted(set(members))
+    networks: list[Segmenter] = []
+    for name in names:
+        network = load_frozen(model.member(name), str(device), settings.precision)
+        require_classes(network.card, cohort.num_classes, model.member(name))
+        if network.card.crop != settings.scan.crop:
+            raise SeggymError(
+                f"reward model {model.member(name)} was trained on {network.card.crop} x {network.card.crop} images, "
+                f"this environment shows {settings.scan.crop} x {settings.scan.crop}: train one with the same "
+                "acquisition, or set acquisition.crop"
+            )
+        networks.append(network)
+    return networks, torch.tensor([names.index(member) for member in members])
+
+
+def load_reconstructor(settings: KSpaceSettings, device: torch.device):
+    """The image-to-image network of ``settings.reconstructor``, or None for zero-filled images."""
+    if settings.reconstructor is None:
+        return None
+    return load_frozen(Path(settings.reconstructor), str(device), settings.precision).reconstruct
+
+
+def load_weights(filename: str | None, cohort: Cohort, stack: SliceStack) -> torch.Tensor | None:
+    """Sampling weights (n,) float64 written by ``generate_sampler.sh``, in the order of ``stack``."""
+    if filename is None:
+        return None
+    path = Path(filename)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, weights = file["names"].tolist(), file["weights"]
+            fingerprint = str(file["fingerprint"])
+    except (OSError, ValueError, KeyError) as error:
+        raise SeggymError(
+            f"sampler {path} cannot be read ({error}): make it with `bash generate_sampler.sh cohort={cohort.name}`"
+        ) from None
+    if fingerprint != cohort.fingerprint:
+        raise SeggymError(
+            f"sampler {path} was made for data with fingerprint {fingerprint}, the data at {cohort.root} have "
+            f"{cohort.fingerprint}: make it again with `bash generate_sampler.sh cohort={cohort.name}`"
+        )
+    weight_of = dict(zip(names, weights, strict=True))
+    missing = [name for name in stack.names if name not in weight_of]
+    if missing:
+        raise SeggymError(
+            f"sampler {path} has no weight for {len(missing)} of {len(stack)} slices ({missing[0]}, ...): it was made "
+            "with another split; make it again with the same split="
+        )
+    return torch.tensor([weight_of[name] for name in stack.names], dtype=torch.float64)
