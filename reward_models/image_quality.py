@@ -28,8 +28,8 @@ class ReferenceTerms:
         scaled: (B, H, W), the reference centred and scaled.
         offset: (B, 1, 1), its mean, in its unit.
         data_range: (B, 1, 1), in its unit.
-        mean: (B, H-6, W-6), window means of the reference divided by the data range.
-        variance: (B, H-6, W-6), sample variances of the same.
+        mean: (B, H-6, W-6), window means of ``scaled``.
+        variance: (B, H-6, W-6), sample variances of the windows of ``scaled``.
         energy: (B,), sum of squares of the reference divided by the data range.
     """
 
@@ -69,7 +69,7 @@ def encode_reference(reference: Tensor, data_range: Tensor) -> ReferenceTerms:
         scaled=scaled,
         offset=offset,
         data_range=extent,
-        mean=local + offset / extent,
+        mean=local,
         variance=_unbiased(_window_means(scaled * scaled) - local * local),
         energy=(reference / extent).square().sum(dim=(-2, -1)),
     )
@@ -78,14 +78,12 @@ def encode_reference(reference: Tensor, data_range: Tensor) -> ReferenceTerms:
 def ssim(image: Tensor, terms: ReferenceTerms) -> Tensor:
     """Structural similarity of ``image`` (B, H, W), a magnitude in the unit of the reference: (B,), at most 1."""
     scaled = _scaled(image, terms)
-    centre = terms.offset / terms.data_range
-    local, reference_local = _window_means(scaled), terms.mean - centre
+    local = _window_means(scaled)
     variance = _unbiased(_window_means(scaled * scaled) - local * local)
-    covariance = _unbiased(_window_means(scaled * terms.scaled) - local * reference_local)
-    mean = local + centre
-    luminance = (2 * mean * terms.mean + LUMINANCE_CONSTANT) / (
-        mean * mean + terms.mean * terms.mean + LUMINANCE_CONSTANT
-    )
+    covariance = _unbiased(_window_means(scaled * terms.scaled) - local * terms.mean)
+    centre = terms.offset / terms.data_range
+    mean, reference = local + centre, terms.mean + centre
+    luminance = (2 * mean * reference + LUMINANCE_CONSTANT) / (mean * mean + reference * reference + LUMINANCE_CONSTANT)
     structure = (2 * covariance + CONTRAST_CONSTANT) / (variance + terms.variance + CONTRAST_CONSTANT)
     return (luminance * structure).mean(dim=(-2, -1))
 

@@ -72,6 +72,20 @@ def encode_truth(labels: Tensor, num_classes: int) -> SegmentationTerms:
     return SegmentationTerms(onehot=onehot, areas=areas, present=areas > 0)
 
 
+def most_probable(probabilities: Tensor) -> Tensor:
+    """Class of each pixel, (B, K, H, W) to (B, H, W) uint8; a tie goes to the lower class, as with ``argmax``.
+
+    One pass per class: on a processor ``argmax`` takes 3 (channels last) to 60 times as long (channels first).
+    """
+    best = probabilities[:, 0]
+    labels = torch.zeros_like(best, dtype=torch.uint8)
+    for label in range(1, probabilities.shape[1]):
+        candidate = probabilities[:, label]
+        labels = torch.maximum(labels, (candidate > best).to(torch.uint8) * label)
+        best = torch.maximum(best, candidate)
+    return labels
+
+
 def soft_quality(probabilities: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
     """Smoothed soft Dice, mean over the classes present, minus a penalty on the area given to absent ones.
 
@@ -181,7 +195,7 @@ def _foreground(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _decided(probabilities: Tensor) -> Tensor:
-    return _foreground(probabilities.argmax(dim=1), probabilities.shape[1])
+    return _foreground(most_probable(probabilities), probabilities.shape[1])
 
 
 def _overlap(predicted: Tensor, truth: SegmentationTerms) -> tuple[Tensor, Tensor]:

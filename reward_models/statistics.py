@@ -183,7 +183,7 @@ def _cell_means(
             "values, patients and runs must be flat and equally long, found shape "
             f"{values.shape}, {len(patients)} patients and {len(groups)} runs; give one patient per value"
         )
-    kept = np.flatnonzero(~np.isnan(values))
+    kept: list[int] = np.flatnonzero(~np.isnan(values)).tolist()
     row, rows = _numbered([patients[index] for index in kept])
     column, columns = _numbered([groups[index] for index in kept])
     sums, counts = np.zeros((rows, columns)), np.zeros((rows, columns))
