@@ -50,10 +50,11 @@ def open_acdc(root: str | os.PathLike[str], *, layout: str = "auto") -> Cohort:
 def find_layout(root: Path) -> str | None:
     """The ACDC layout at ``root``, or None."""
     folders = patient_folders(root)
-    if any((folder / "images").is_dir() for folder in folders):
-        return "png"
-    if folders:
+    if any((folder / "Info.cfg").exists() or any(folder.glob("*_frame*.nii.gz")) for folder in folders):
         return "nifti"
+    # With masks/ instead of labels/ it is the layout of `seggym.cohorts.folder`.
+    if any((folder / "images").is_dir() and not (folder / "masks").is_dir() for folder in folders):
+        return "png"
     return "h5" if acdc_h5.h5_folders(root) else None
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel as nib
@@ -84,7 +85,7 @@ def slice_shape(path: Path) -> tuple[int, ...] | None:
     """(rows, columns) of a single-slice file, from its header; None for a stack and for an unreadable file."""
     try:
         if path.name.lower().endswith(NIFTI):
-            shape = nib.load(path).shape[::-1]
+            shape = _open_nifti(path).shape[::-1]
         elif path.suffix.lower() == ".npy":
             shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
         else:
@@ -131,7 +132,7 @@ def affine(path: Path) -> np.ndarray | None:
     if not path.name.lower().endswith(NIFTI):
         return None
     try:
-        return np.asarray(nib.load(path).affine)
+        return np.asarray(_open_nifti(path).affine)
     except _UNREADABLE:
         return None
 
@@ -160,8 +161,12 @@ def write_png(path: Path, values: np.ndarray) -> None:
     write_atomic(path, lambda temporary: Image.fromarray(values).save(temporary, format="PNG"))
 
 
+def _open_nifti(path: Path) -> Any:
+    return nib.load(path)  # typed as an image without voxels, which a NIfTI never is
+
+
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    image = nib.load(path)
+    image = _open_nifti(path)
     values = np.asanyarray(image.dataobj)
     # A trailing axis of length one (a "4-D" file with one frame) carries nothing.
     while values.ndim > 3 and values.shape[-1] == 1:
