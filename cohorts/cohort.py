@@ -70,7 +70,7 @@ class Cohort:
         return len(self.class_names)
 
     def volumes(self, patients: Iterable[str] | None = None) -> Iterator[Volume]:
-        """Yield the volumes of ``patients`` (default: all), sorted by patient; labels are checked against the classes."""
+        """Yield the volumes of ``patients`` (default: all), sorted by patient; labels are checked."""
         chosen = self.patients if patients is None else sorted(patients)
         unknown = sorted(set(chosen) - set(self.groups))
         if unknown:
