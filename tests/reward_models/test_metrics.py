@@ -107,7 +107,7 @@ def test_volume_dice_is_monais_over_the_whole_volume(seed, lacking):
         labels[labels == lacking] = 0
     prediction = most_probable(probabilities)
     metric = DiceMetric(include_background=False, reduction="none", ignore_empty=True)
-    expected = metric(to_onehot(prediction[None]), to_onehot(labels[None]))[0]
+    expected = torch.as_tensor(metric(to_onehot(prediction[None]), to_onehot(labels[None]))[0])
     torch.testing.assert_close(volume_dice(prediction, labels, CLASSES).double(), expected.double(), equal_nan=True)
 
 
