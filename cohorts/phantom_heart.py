@@ -51,15 +51,15 @@ class Heart:
         self.akinesia = group.akinesia
         self.outline = harmonics(rng, 0.035)
         self.right_outline = harmonics(rng, 0.03, orders=4)
-        self.right_lift = rng.uniform(-0.2, 0.2)
+        self.right_lift = rng.uniform(-0.15, 0.15)
         self.pericardium = rng.uniform(2.5, 8.0)
         self.papillary = rng.uniform([1.0, -2.2, 2.6, 2.6], [2.0, -1.0, 5.0, 5.0])  # two angles, two radii
         self.trabeculae = rng.uniform(0.5, 1.1)
 
         ejection = rng.uniform(*group.ejection)
-        shortening = 0.2 * ejection
+        shortening = 0.14 * ejection
         length = scale * rng.uniform(74, 88)
-        base = thickness * rng.uniform(-0.4, 1.3)
+        base = thickness * rng.uniform(-1.3, 0.5)
         # The akinetic sector contracts less, so the rest has to contract more for the same ejection fraction.
         radial = np.sqrt((1 - ejection) / (1 - shortening)) - 0.2 * self.akinesia * ejection
         right = scale * rng.uniform(*group.right_width)
@@ -97,10 +97,12 @@ class Heart:
         reach = np.sqrt(max(0.0, 1 - (along / 0.88) ** 2))
         width = phase.right_width * reach
         right = np.full_like(radius, 99)
-        if width > 4:
-            half = (0.45 * mean + width, mean * (0.7 + 0.4 * reach))
-            at = centre + mean * complex(0.55, self.right_lift) * np.exp(1j * self.angle)
-            right = blob(positions, at, half, self.angle, self.right_outline)
+        if width > 6:
+            # A wide ventricle lies further out; without that it would grow around the left one.
+            offset = 0.5 + 0.3 * width / mean
+            half = ((1 - offset) * mean + width, mean * (0.7 + 0.4 * reach))
+            at = centre + mean * complex(offset, self.right_lift) * np.exp(1j * self.angle)
+            right = np.maximum(blob(positions, at, half, self.angle, self.right_outline), 0.3 * mean - local.real)
         return HeartSlice(cavity_distance, radius - epicardium, np.maximum(right, epicardium - radius))
 
     def paint(self, signal: Field, shape: HeartSlice, depth: float, phase: Phase, tissue: Tissue, edge: float) -> None:
