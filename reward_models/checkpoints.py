@@ -125,7 +125,8 @@ def load_network(folder: str | os.PathLike[str]) -> tuple[nn.Module, ModelCard]:
         )
     if _hash(content) != card.weights:
         raise SeggymError(
-            f"{folder / WEIGHTS} has hash {_hash(content)}, but {folder / CARD} describes weights {card.weights}; {advice}"
+            f"{folder / WEIGHTS} has hash {_hash(content)}, but {folder / CARD} describes weights {card.weights}; "
+            f"{advice}"
         )
     network.load_state_dict(state)
     return network.eval(), card
@@ -151,8 +152,8 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
         raise SeggymError(f"{path}: task is {card.task!r}, expected {' or '.join(TASKS)}; mend or train it again")
     if card.task == "segmentation" and len(card.class_names) != card.num_outputs:
         raise SeggymError(
-            f"{path}: {len(card.class_names)} class_names for num_outputs {card.num_outputs}, expected as many; mend it "
-            "or train it again"
+            f"{path}: {len(card.class_names)} class_names for num_outputs {card.num_outputs}, expected as many; mend "
+            "it or train it again"
         )
     return card
 
@@ -161,8 +162,8 @@ def require_classes(card: ModelCard, num_classes: int, folder: str | os.PathLike
     """Raise :class:`SeggymError` unless the network in ``folder`` has ``num_classes`` outputs."""
     if card.num_outputs != num_classes:
         raise SeggymError(
-            f"the network in {folder} has {card.num_outputs} classes ({', '.join(card.class_names)}), but the cohort has "
-            f"{num_classes}; choose or train a reward model for this cohort"
+            f"the network in {folder} has {card.num_outputs} classes ({', '.join(card.class_names)}), but the cohort "
+            f"has {num_classes}; choose or train a reward model for this cohort"
         )
 
 

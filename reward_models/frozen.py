@@ -1,6 +1,7 @@
 """Frozen inference: probabilities and pooled features of a trained network from one fast forward pass."""
 
 import copy
+import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,12 @@ from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import CARD, WEIGHTS, load_network
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+# Measured on one AVX-512 core at 128 x 128: channels-last takes 0.4 to 0.75 of the time of the contiguous layout, for
+# every architecture, in fp32 (unet 8 against 14 ms per image) as in bf16 (4 against 7 ms).
+MEMORY_FORMAT = torch.channels_last
+# On a processor a few images at a time stay in the cache: 4 instead of 64 take 7 instead of 10 ms per image (unet,
+# fp32), 15 instead of 51 (unetpp, fp32), 3.4 instead of 5.4 (unet, bf16). A GPU wants full batches.
+MAX_BATCH = {"cpu": 4, "cuda": 256}
 
 
 class Prediction(NamedTuple):
@@ -48,7 +55,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         if not isinstance(module, nn.Sequential):
             continue
         slots = _sequential_leaves(module)
-        for (owner, name), (norm_owner, norm_name) in zip(slots[:-1], slots[1:], strict=True):
+        for (owner, name), (norm_owner, norm_name) in itertools.pairwise(slots):
             convolution, norm = getattr(owner, name), getattr(norm_owner, norm_name)
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(owner, name, fuse_conv_bn_eval(convolution, norm))
@@ -99,7 +106,7 @@ class FrozenNetwork:
     """A network for inference only: batch norm folded, cast and laid out for speed; the given one stays as it is.
 
     ``precision`` is ``fp32``, ``bf16``, ``fp64`` (for tests) or ``auto``. At most ``max_batch`` images pass through the
-    network at a time, so that memory does not grow with the batch of the environment.
+    network at a time, so that memory does not grow with the batch of the environment; the default is :data:`MAX_BATCH`.
     """
 
     def __init__(
@@ -107,26 +114,27 @@ class FrozenNetwork:
         network: nn.Module,
         device: str | torch.device = "cpu",
         precision: str = "fp32",
-        max_batch: int = 64,
+        max_batch: int | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.dtype = PRECISIONS[self.precision]
-        self.max_batch = max_batch
-        self.memory_format = torch.channels_last
-        self.network = fold_batch_norm(network).requires_grad_(False)
-        self.network.to(device=self.device, dtype=self.dtype, memory_format=self.memory_format)
+        self.max_batch = max_batch or MAX_BATCH.get(self.device.type, 64)
+        self.network = fold_batch_norm(network).requires_grad_(False).to(self.device, self.dtype)
+        self.network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # missing in torch's annotations
 
     def __call__(self, magnitude: torch.Tensor) -> Prediction:
         """Segment magnitude images (B, H, W) of any floating dtype, on this network's device."""
         parts = [self._forward(part) for part in magnitude.split(self.max_batch)]
         if len(parts) == 1:
             return parts[0]
-        return Prediction(torch.cat([part.probabilities for part in parts]), torch.cat([part.features for part in parts]))
+        return Prediction(
+            torch.cat([part.probabilities for part in parts]), torch.cat([part.features for part in parts])
+        )
 
     def _forward(self, magnitude: torch.Tensor) -> Prediction:
         with torch.inference_mode():
-            x = normalise(magnitude).to(self.dtype).contiguous(memory_format=self.memory_format)
+            x = normalise(magnitude).to(self.dtype).contiguous(memory_format=MEMORY_FORMAT)
             logits, bottleneck = self.network(x)
         # Outside inference mode, so that the results are ordinary tensors, which a trainer may put into its graph.
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -155,7 +163,9 @@ def load_frozen(
     if cached is None or cached[0] != stamp:
         network, card = load_network(path)
         if card.task != "segmentation":
-            raise SeggymError(f"{path / CARD} has task {card.task}, expected segmentation; choose a segmentation network")
+            raise SeggymError(
+                f"{path / CARD} has task {card.task}, expected segmentation; choose a segmentation network"
+            )
         cached = _CACHE[key] = (stamp, FrozenNetwork(network, target, precision))
     return cached[1]
 

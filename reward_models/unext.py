@@ -4,6 +4,7 @@ After J. M. J. Valanarasu and V. M. Patel, "UNeXt: MLP-based Rapid Medical Image
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,10 +22,10 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def check_widths(architecture: str, widths: object, at_least: int, at_most: int) -> None:
+def check_widths(architecture: str, widths: Any, at_least: int, at_most: int) -> None:
     """Raise :class:`SeggymError` unless ``widths`` is a list of ``at_least`` to ``at_most`` positive integers."""
-    valid = isinstance(widths, Sequence) and not isinstance(widths, str) and at_least <= len(widths) <= at_most
-    if not valid or not all(isinstance(width, int) and width > 0 for width in widths):  # type: ignore[attr-defined]
+    valid = isinstance(widths, Sequence) and at_least <= len(widths) <= at_most
+    if not valid or not all(isinstance(width, int) and width > 0 for width in widths):
         count = f"{at_least}" if at_least == at_most else f"{at_least} to {at_most}"
         raise SeggymError(f"option widths of {architecture} is {widths!r}, expected {count} positive integers")
 
@@ -33,7 +34,7 @@ def shift(x: torch.Tensor, dim: int) -> torch.Tensor:
     """Move the channel groups of x (B, C, H, W) by -2 to 2 pixels along ``dim``; zeros come in at the border."""
     reach, size = GROUPS // 2, x.shape[dim]
     padding = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
-    groups = functional.pad(x, padding).chunk(GROUPS, dim=1)
+    groups = functional.pad(x, padding).tensor_split(GROUPS, dim=1)
     return torch.cat([group.narrow(dim, 2 * reach - index, size) for index, group in enumerate(groups)], dim=1)
 
 
@@ -68,9 +69,7 @@ class Tokenize(nn.Sequential):
     """Overlapping patches of half the resolution as tokens of ``outputs`` channels, and one shifted MLP on them."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), ChannelNorm(outputs), ShiftedMLP(outputs)
-        )
+        super().__init__(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), ChannelNorm(outputs), ShiftedMLP(outputs))
 
 
 class UNeXt(nn.Module):
