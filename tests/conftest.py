@@ -1,6 +1,7 @@
 """Settings and fixtures that all tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,12 @@ def acdc_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no ACDC data at {root}: set SEGGYM_ACDC_ROOT")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this test session keeps its phantoms, so that each set is generated once; child processes inherit it."""
+    root = tmp_path_factory.mktemp("phantoms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGGYM_PHANTOM_ROOT", str(root))
+        yield root

@@ -136,7 +136,9 @@ def _log_magnitude(kspace: np.ndarray) -> np.ndarray:
 
 def _lines_panel(spectrum: np.ndarray, acquired: np.ndarray, newest: np.ndarray) -> np.ndarray:
     """Measured columns of k-space in grey, the newest one coloured, the others background: uint8 (M, M, 3)."""
-    level = spectrum[:, :, None] * 0.75 + 0.25  # a measured line of noise must differ from one not measured
+    # A measured line of noise must differ from one that is not measured, and the newest must catch the eye.
+    floor = np.where(newest, 0.7, 0.25)[:, None]
+    level = spectrum[:, :, None] * (1 - floor) + floor
     colour = np.where(newest[:, None], np.array(_NEWEST), np.array((255, 255, 255)))
     shown = np.where(acquired[:, None], level * colour, np.array((0, 0, 0)))
     return shown.astype(np.uint8)
