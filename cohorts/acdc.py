@@ -8,6 +8,7 @@ Three layouts are read:
 - ``h5``: the preprocessing of WSL4MIS, see :mod:`seggym.cohorts.acdc_h5`.
 """
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -44,7 +45,9 @@ def open_acdc(root: str | os.PathLike[str], *, layout: str = "auto") -> Cohort:
         )
     cases = find_cases(root, found, refuse)
     also = [path for folder in {case.image.files[0].parent for case in cases} for path in _side_files(folder)]
-    return build_cohort("acdc", root, CLASS_NAMES, cases, also=also, scribble_ignore=SCRIBBLE_IGNORE)
+    cohort = build_cohort("acdc", root, CLASS_NAMES, cases, also=also, scribble_ignore=SCRIBBLE_IGNORE)
+    official_test = frozenset(folder.name for folder in patient_folders(root) if folder.parent.name == "testing")
+    return dataclasses.replace(cohort, official_test=official_test & set(cohort.groups))
 
 
 def find_layout(root: Path) -> str | None:

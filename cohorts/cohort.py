@@ -48,7 +48,8 @@ class Cohort:
 
     ``class_names[0]`` is the background. ``groups`` maps every patient to its pathology group (one group for all where
     the cohort has none); ``read(patient)`` yields the volumes of a patient. ``scribble_ignore`` is the scribble value
-    that means "unlabelled". ``fingerprint`` changes when a file of the cohort changes.
+    that means "unlabelled". ``official_test`` names the patients that the cohort itself sets apart for testing.
+    ``fingerprint`` changes when a file of the cohort changes.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Cohort:
     read: Callable[[str], Iterable[Volume]] = field(repr=False)
     fingerprint: str = ""
     scribble_ignore: int | None = None
+    official_test: frozenset[str] = frozenset()
 
     @property
     def patients(self) -> list[str]:

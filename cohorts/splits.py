@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import linprog
 
+from seggym.cohorts.cohort import Cohort
 from seggym.errors import SeggymError
 from seggym.files import read_json, write_json
 
@@ -64,6 +65,20 @@ def cross_validation(groups: Mapping[str, str], k: int, fold: int, seed: int = 0
     rest = {patient: group for patient, group in groups.items() if patient not in test}
     inner = make_split(rest, (1 - val_fraction, val_fraction, 0.0), seed)
     return Split(inner.train, inner.val, test, seed=seed, fold=fold)
+
+
+def split_cohort(cohort: Cohort, path: str | os.PathLike[str] | None = None, seed: int = 0) -> Split:
+    """The roles of a cohort's patients: those of the split file at ``path``, else drawn by ``seed``.
+
+    Where the cohort sets patients apart for testing, they are the test role and the others are drawn.
+    """
+    if path is not None:
+        return load_split(path, cohort.patients)
+    if not cohort.official_test:
+        return make_split(cohort.groups, seed=seed)
+    rest = {patient: group for patient, group in cohort.groups.items() if patient not in cohort.official_test}
+    drawn = make_split(rest, (0.83, 0.17, 0.0), seed)
+    return Split(drawn.train, drawn.val, tuple(sorted(cohort.official_test)), seed=seed)
 
 
 def save_split(split: Split, path: str | os.PathLike[str]) -> Path:

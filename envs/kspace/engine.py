@@ -271,7 +271,7 @@ class KSpaceEngine:
 
     def dice(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Hard Dice per foreground class (N, K - 1), NaN where absent, and pixels predicted for absent classes."""
-        labels = self._seen().probabilities.argmax(1)
+        labels = metrics.most_probable(self._seen().probabilities)
         assert self.truth is not None
         return (
             metrics.dice_per_class(labels, self.truth.segmentation),

@@ -1,0 +1,81 @@
+"""Stage 1: train the networks that score segmentations inside the k-space environments.
+
+``bash train_reward_model.sh cohort=acdc reward_model=unext datadir=/data/acdc``
+"""
+
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from seggym.cohorts.cohort import open_cohort, seggym_home
+from seggym.cohorts.splits import save_split, split_cohort
+from seggym.errors import SeggymError, one_sentence
+from seggym.files import write_atomic
+from seggym.kspace.acquisition import Acquisition
+from seggym.reward_models.checkpoints import open_reward_model
+from seggym.reward_models.fitting import Plan, fit_reward_model, member_names
+from seggym.reward_models.frozen import resolve_device
+from seggym.reward_models.training import Recipe, start_distributed
+
+
+@hydra.main(version_base="1.3", config_path="pkg://seggym.configs", config_name="train_reward_model")
+@one_sentence
+def main(config: DictConfig) -> None:
+    """Train all networks of the reward model and print how well they segment held-out patients."""
+    torch.set_num_threads(config.threads)
+    start_distributed()
+    cohort = open_cohort(config.cohort.name, config.datadir, **config.cohort.options)
+    split = split_cohort(cohort, config.cohort.split)
+    settings = OmegaConf.to_container(config.cohort.acquisition, resolve=True)
+    assert isinstance(settings, dict)
+    acquisition = Acquisition(**{str(key): value for key, value in settings.items()})
+    folder = Path(config.output).expanduser() if config.output else seggym_home() / "reward_models" / cohort.name
+    plan = Plan(recipe(config, config.reward_model), _independent(config), config.folds)
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
+    save_split(split, folder / "split.json")
+    members = list(config.members) if config.members else None
+    fit_reward_model(folder, cohort, split, acquisition, plan, resolve_device(config.device), members)
+    missing = [name for name in member_names(plan) if not (folder / name / "model.json").exists()]
+    if missing:
+        print(f"still to train before {folder} is a reward model: {', '.join(missing)}")
+        return
+    print(summary(folder))
+
+
+def recipe(config: DictConfig, network: DictConfig) -> Recipe:
+    """The training recipe of ``network`` (architecture and options) with the shared hyperparameters."""
+    shared = OmegaConf.to_container(config.training, resolve=True)
+    options = OmegaConf.to_container(network.options, resolve=True)
+    assert isinstance(shared, dict) and isinstance(options, dict)
+    own = {str(key): value for key, value in shared.items()}
+    return Recipe(
+        architecture=network.architecture, options={str(k): v for k, v in options.items()}, seed=config.seed, **own
+    )
+
+
+def _independent(config: DictConfig) -> Recipe | None:
+    if config.independent is None:
+        return None
+    if config.independent.architecture == config.reward_model.architecture:
+        raise SeggymError(
+            f"independent.architecture={config.independent.architecture} is the reward model's own: an independent net "
+            "must differ; choose another of unet, unetpp, unext"
+        )
+    return recipe(config, config.independent)
+
+
+def summary(folder: Path) -> str:
+    """Table of Dice on held-out patients, one row per network and acceleration."""
+    rows = [f"reward model {folder} (Dice on test patients, simulated k-space measured centre-out)"]
+    rows.append(f"{'network':14}{'acceleration':>13}{'per volume':>26}{'per slice':>26}")
+    for name, card in open_reward_model(folder).cards.items():
+        for acceleration, scores in card.metrics.get("test", {}).items():
+            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*scores[level]["dice"]) for level in ("volume", "slice")]
+            rows.append(f"{name + ' ' + card.architecture:14}{acceleration:>13}{cells[0]:>26}{cells[1]:>26}")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()

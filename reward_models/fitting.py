@@ -1,0 +1,107 @@
+"""Fitting a reward model: the full network, the cross-fitted ones, and the independent one for scoring."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from seggym.cohorts.cohort import Cohort
+from seggym.cohorts.splits import Split, make_folds
+from seggym.errors import SeggymError
+from seggym.files import write_json
+from seggym.kspace.acquisition import Acquisition
+from seggym.reward_models.checkpoints import CARD, INDEX, ModelCard, read_card, save_network
+from seggym.reward_models.evaluation import evaluate_network
+from seggym.reward_models.slices import prepared_slices
+from seggym.reward_models.training import STATE, Recipe, train_network
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The networks of a reward model: ``recipe`` for ``full`` and ``folds``, ``independent`` (None: none) for net B."""
+
+    recipe: Recipe
+    independent: Recipe | None
+    folds: int = 3
+
+
+def member_names(plan: Plan) -> list[str]:
+    """The networks in the order in which they are trained."""
+    return ["full", *(f"fold{i}" for i in range(plan.folds)), *(["independent"] if plan.independent else [])]
+
+
+def fit_reward_model(
+    folder: Path,
+    cohort: Cohort,
+    split: Split,
+    acquisition: Acquisition,
+    plan: Plan,
+    device: torch.device,
+    members: Sequence[str] | None = None,
+) -> None:
+    """Train the networks of ``plan`` that are not finished yet, and write the index that makes them a reward model.
+
+    Folds partition the train patients; network ``fold{i}`` is trained on the others. ``members`` restricts the call to
+    some of the networks, so that several machines can share the work. What is finished stays when a later call fails.
+    """
+    names = member_names(plan)
+    unknown = sorted(set(members or ()) - set(names))
+    if unknown:
+        raise SeggymError(f"members names {', '.join(unknown)}, expected some of {', '.join(names)}")
+    folds = [list(fold) for fold in make_folds(split.train, cohort.groups, plan.folds)] if plan.folds else []
+    index = {
+        "folds": folds,
+        "cohort": cohort.name,
+        "fingerprint": cohort.fingerprint,
+        "acquisition": acquisition.as_dict(),
+    }
+    write_json(folder / INDEX, index)
+    for name in members or names:
+        held_out = folds[int(name.removeprefix("fold"))] if name.startswith("fold") else []
+        patients = [patient for patient in split.train if patient not in held_out]
+        recipe = plan.independent if name == "independent" and plan.independent else plan.recipe
+        # Another seed for every network; a fold shares nothing with the full one but the recipe.
+        recipe = replace(recipe, seed=recipe.seed + names.index(name))
+        _fit_member(folder / name, cohort, patients, split, acquisition, recipe, device)
+
+
+def _fit_member(
+    folder: Path,
+    cohort: Cohort,
+    patients: list[str],
+    split: Split,
+    acquisition: Acquisition,
+    recipe: Recipe,
+    device: torch.device,
+) -> None:
+    if (folder / CARD).exists():
+        card = read_card(folder)
+        if card.fingerprint != cohort.fingerprint or sorted(card.patients) != sorted(patients):
+            raise SeggymError(
+                f"{folder} holds a network trained on other data or another split: remove it, or choose another output "
+                "folder"
+            )
+        print(f"{folder} is finished already")
+        return
+    stacks = [prepared_slices(cohort, chosen, acquisition) for chosen in (patients, split.val)]
+    network, metrics = train_network(recipe, *stacks, acquisition, folder, device)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    if split.test:
+        stack = prepared_slices(cohort, split.test, acquisition)
+        metrics["test"] = evaluate_network(network, stack, acquisition, cohort.class_names, device)
+    card = ModelCard(
+        architecture=recipe.architecture,
+        options=metrics["recipe"]["options"],
+        num_outputs=cohort.num_classes,
+        class_names=list(cohort.class_names),
+        task="segmentation",
+        crop=acquisition.crop,
+        patients=patients,
+        cohort=cohort.name,
+        fingerprint=cohort.fingerprint,
+        metrics=metrics,
+    )
+    save_network(folder, network, card)
+    (folder / STATE).unlink(missing_ok=True)

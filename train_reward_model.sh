@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Stage 1: train the reward model, e.g. bash train_reward_model.sh cohort=acdc datadir=/data/acdc reward_model=unext
+set -euo pipefail
+cd "$(dirname "$0")"
+PYTHON=.venv/bin/python
+[ -x "$PYTHON" ] || PYTHON=python3
+exec "$PYTHON" agents/train_reward_model.py "$@"
