@@ -16,7 +16,8 @@ from seggym.kspace.keyed_random import key_of, uniform
 from seggym.kspace.transforms import centre_crop, fftc, ifftc
 
 # Lines kept beyond the matrix on either side. A phase of 3 rad with at most one cycle per field of view spreads a line
-# over about 5 neighbours, the echo shift over 4 more; 20 leaves the truncation error below single precision.
+# over about 5 neighbours, the echo shift over 4 more; with 20 the truncation changes the signal of an object with sharp
+# edges by less than 0.1 % (root of the energy), far below the noise.
 GUARD_BAND = 20
 
 
