@@ -83,5 +83,5 @@ def quality_reward(
         return torch.where(ended, after - initial, 0)
     gain = after - before
     if settings.objective == "area":
-        gain = gain * ((budget - step + 1) / budget).to(gain.dtype)
+        gain = gain * (budget - step + 1) / budget
     return gain
