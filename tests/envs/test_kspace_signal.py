@@ -30,7 +30,7 @@ def centre(x, size, axes=(0, 1)):
 
 
 def direct_image(stack, scan, sample, key, acquired):
-    """Zero-filled complex image (C, C): phase on the grid, 2-D DFT, crop to the matrix, noise, mask, inverse 2-D DFT."""
+    """Zero-filled complex image (C, C): phase, 2-D DFT, crop to the matrix, noise, mask, inverse 2-D DFT."""
     index, keys = torch.tensor([sample]), torch.tensor([key])
     amplitude, shift = stack.phase_amplitude[index].double(), stack.echo_shift[index].double()
     phase = simulation.smooth_phase(keys, amplitude, shift, scan.grid)[0].numpy()
@@ -88,7 +88,7 @@ class Disc:
 
 @pytest.mark.parametrize("key", [1, 2, 3])
 def test_guard_band_truncation_is_small(key):
-    """The phase belongs on the continuous object. On a grid four times as fine the signal differs by less than 0.1 %."""
+    """The phase belongs on the continuous object: on a grid four times as fine the signal differs by less than 0.1 %."""
     scan = Acquisition(matrix=48, crop=32, phase=(3.0, 3.0), echo_shift=4.0)
     fine = 4 * scan.grid
     disc = Disc(fine)
