@@ -14,8 +14,8 @@ from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import CARD, WEIGHTS, load_network
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-# Measured on one AVX-512 core at 128 x 128: channels-last takes 0.4 to 0.9 of the time of the contiguous layout, for every
-# architecture, in fp32 (unet 8 instead of 14 ms per image) as in bf16 (4 instead of 7 ms).
+# Measured on one AVX-512 core at 128 x 128: channels-last takes 0.4 to 0.9 of the time of the contiguous layout, for
+# every architecture, in fp32 (unet 8 instead of 14 ms per image) as in bf16 (4 instead of 7 ms).
 MEMORY_FORMAT = torch.channels_last
 # On a processor a few images at a time stay in the cache: 8 instead of 64 take 22 instead of 36 ms per image (unetpp,
 # fp32), 11 instead of 16 (unetpp, bf16), 7.0 instead of 7.4 (unet, fp32). A GPU wants larger batches.
