@@ -1,0 +1,67 @@
+"""Stage 3: train a sampling policy. ``bash train_asmr.sh env=kspace_phantom agent=maskable_ppo seed=0``."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from seggym.errors import SeggymError, one_sentence
+from seggym.files import write_atomic
+
+# Keys of the command line that are arguments of the environment by another or the same name.
+_ENV_ARGUMENTS = {
+    "datadir": "data_root",
+    "reward_model": "reward_model",
+    "train_sampler_filename": "train_sampler_filename",
+    "split": "split",
+    "precision": "precision",
+}
+
+
+@hydra.main(version_base="1.3", config_path="pkg://seggym.configs", config_name="train_asmr")
+@one_sentence
+def main(config: DictConfig) -> None:
+    """Train, or resume, the run that ``config`` describes."""
+    # Imported here so that --help does not wait for torch.
+    from seggym.agents.training import TrainSettings, check_run_folder, train
+
+    values = plain(config)
+    run_dir = Path(values["run_dir"])
+    settings = TrainSettings(
+        env_id=values["env"]["id"],
+        env_kwargs=env_kwargs(values),
+        **{name: values["agent"][name] for name in ("algorithm", "hyperparameters", "network", "prior_strength")},
+        **{name: values[name] for name in TrainSettings.__dataclass_fields__ if name in values},
+    )
+    check_run_folder(settings)
+    if not settings.resume:
+        write_atomic(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
+    train(settings)
+    print(f"Run folder: {run_dir}")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values; a value that is still missing is a :class:`SeggymError`."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise SeggymError(f"the configuration has no value for {', '.join(missing)}: pass {missing[0]}=...")
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the training environment: those of ``env``, then the keys of the command line that are set."""
+    from seggym.agents.algorithms.masked_dqn import MASK
+    from seggym.agents.algorithms.networks import find_algorithm
+
+    kwargs = dict(values["env"]["kwargs"] or {})
+    kwargs |= {name: values[key] for key, name in _ENV_ARGUMENTS.items() if values[key] is not None}
+    if find_algorithm(values["agent"]["algorithm"]).observes_mask and MASK not in kwargs["observation"]:
+        kwargs["observation"] = [*kwargs["observation"], MASK]
+    return kwargs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Train a policy into a run folder: make the parts, learn, and leave something that can be evaluated or resumed."""
+
+import contextlib
+import json
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+
+from seggym.agents import resuming
+from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
+from seggym.agents.algorithms.scores import best_legal, policy_heads
+from seggym.agents.callbacks import Checkpoints, EpisodeLog, MetricsFile, TrainingStopped, Validation, metric_columns
+from seggym.agents.priors import apply_prior, low_frequency_prior
+from seggym.agents.snapshots import save_snapshot
+from seggym.agents.validation import validate, validation_episodes
+from seggym.agents.vec_env import BatchedVecEnv
+from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.envs.kspace.sources import load_cohort
+from seggym.errors import SeggymError
+from seggym.reward_models.checkpoints import open_reward_model, weights_hash
+
+# Episodes between two writes to TensorBoard for DQN, which has no rollouts of its own length; PPO writes each rollout.
+_LOG_EPISODES = 200
+_VALIDATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A run. ``hyperparameters`` go to the stable-baselines3 algorithm, ``network`` is described at
+    :func:`seggym.agents.algorithms.networks.policy_kwargs`, ``prior_strength`` at :mod:`seggym.agents.priors` (0 is
+    off). ``eval_every``, ``checkpoint_every`` and ``log_every`` count environment steps, 0 is never;
+    ``eval_episodes`` bounds the number of validation slices. ``device`` is the policy's, the environment has its own.
+    """
+
+    run_dir: str
+    env_id: str
+    env_kwargs: dict[str, Any]
+    algorithm: str
+    hyperparameters: dict[str, Any]
+    network: dict[str, Any]
+    prior_strength: float = 0.0
+    seed: int = 0
+    total_steps: int = 200_000
+    num_envs: int = 32
+    eval_every: int = 20_000
+    eval_episodes: int = 128
+    checkpoint_every: int = 20_000
+    log_every: int = 4_000
+    resume: bool = False
+    threads: int = 1
+    device: str = "auto"
+    progress_bar: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What has to be the same for a run to be resumed."""
+        free = ("run_dir", "total_steps", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "resume")
+        identity = {name: value for name, value in asdict(self).items() if name not in (*free, "progress_bar")}
+        return json.loads(json.dumps(identity))
+
+
+def train(settings: TrainSettings) -> Path:
+    """Run ``settings`` to the end, or until Ctrl-C; returns the run folder with ``best/`` and ``last/`` in it."""
+    check_run_folder(settings)
+    folder = Path(settings.run_dir)
+    last = folder / "last"
+    state = resuming.read_state(last) if settings.resume else None
+    if state is not None:
+        _require_same_run(settings, state["settings"], last)
+    torch.set_num_threads(settings.threads)
+    model = make_model(settings)
+    engine: KSpaceEngine = model.env.batch.engine  # type: ignore[union-attr]
+    model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+
+    facts = _facts(settings, engine)
+    file = MetricsFile(folder / "metrics.csv", metric_columns(engine.stack.num_classes))
+    log = EpisodeLog(file, settings.log_every)
+    measure = _validation(settings, model) if settings.eval_every else dict
+    keep = lambda metrics: save_snapshot(folder / "best", model, {**facts, "metrics": metrics})  # noqa: E731
+    validation = Validation(file, settings.eval_every, measure, keep)
+
+    def save() -> None:
+        save_snapshot(last, model, {**facts, "metrics": {}})
+        callbacks = {name: callback.state_dict() for name, callback in parts.items()}
+        identity = json.dumps(settings.identity())
+        resuming.write_state(last, {**resuming.capture(model), "callbacks": callbacks, "settings": identity})
+
+    with _ctrl_c() as stop_requested:
+        checkpoints = Checkpoints(settings.checkpoint_every, save, stop_requested)
+        parts = {"log": log, "validation": validation, "checkpoints": checkpoints}
+        if state is not None:
+            resuming.restore(model, state)
+            for name, callback in parts.items():
+                callback.load_state_dict(state["callbacks"][name])
+        file.begin(model.num_timesteps)
+        try:
+            _learn(model, settings, list(parts.values()))
+        except TrainingStopped:
+            print(f"Stopped at step {model.num_timesteps}; go on with the same command and resume=true ({last}).")
+            return folder
+        if settings.eval_every:
+            validation.run()
+        else:
+            keep({})
+        save()
+    return folder
+
+
+def check_run_folder(settings: TrainSettings) -> None:
+    """Raise :class:`SeggymError` where a new run would overwrite another."""
+    folder = Path(settings.run_dir)
+    if not settings.resume and ((folder / "last" / resuming.STATE).exists() or (folder / "best").exists()):
+        raise SeggymError(
+            f"{folder} already holds a run: set resume=true to go on with it, or choose another run_dir or seed"
+        )
+
+
+def make_model(settings: TrainSettings) -> BaseAlgorithm:
+    """Environment, algorithm and prior of a run, untrained; everything random in it follows from the seed."""
+    algorithm = find_algorithm(settings.algorithm)
+    env = BatchedVecEnv(make_batch(settings.env_id, settings.env_kwargs, settings.num_envs))
+    try:
+        with warnings.catch_warnings():
+            # They warn that a batch does not divide the rollout, or that a small network is faster on a CPU.
+            warnings.simplefilter("ignore", UserWarning)
+            model = algorithm.trainer(
+                algorithm.policy,  # type: ignore[arg-type]
+                env,
+                seed=settings.seed,
+                device=settings.device,
+                policy_kwargs=policy_kwargs(settings.algorithm, settings.network),
+                **settings.hyperparameters,
+            )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SeggymError(
+            f"agent.hyperparameters={settings.hyperparameters} do not suit {settings.algorithm}: {error}; see the "
+            "parameters of that algorithm in the documentation of stable-baselines3"
+        ) from error
+    if settings.prior_strength:
+        engine = env.batch.engine  # type: ignore[attr-defined]
+        prior = low_frequency_prior(engine.num_lines, settings.prior_strength, engine.num_actions)
+        heads = policy_heads(model.policy)
+        apply_prior(heads[0], prior)
+        for copy in heads[1:]:
+            copy.load_state_dict(heads[0].state_dict())
+    return model
+
+
+def make_batch(env_id: str, env_kwargs: dict[str, Any], num_envs: int) -> Any:
+    """The batched environment as stable-baselines3 needs it: resets in the step that ends an episode."""
+    if env_id not in gymnasium.registry:
+        known = [name for name, spec in gymnasium.registry.items() if "seggym" in str(spec.vector_entry_point)]
+        raise SeggymError(f"env.id={env_id!r} is unknown, expected one of {', '.join(known)}")
+    try:
+        return gymnasium.make_vec(
+            env_id,
+            num_envs=num_envs,
+            vectorization_mode="vector_entry_point",
+            autoreset_mode="SameStep",
+            **env_kwargs,
+        )
+    except TypeError as error:
+        raise SeggymError(f"env.kwargs={env_kwargs} do not suit {env_id}: {error}") from error
+
+
+def _learn(model: BaseAlgorithm, settings: TrainSettings, callbacks: list[BaseCallback]) -> None:
+    remaining = settings.total_steps - model.num_timesteps
+    if remaining <= 0:
+        print(f"The run already has {model.num_timesteps} steps; raise total_steps to train it further.")
+        # Nothing is learnt, but the callbacks still need their model.
+        for callback in callbacks:
+            callback.init_callback(model)
+        return
+    model.learn(
+        remaining,
+        callback=callbacks,
+        log_interval=1 if hasattr(model, "rollout_buffer") else _LOG_EPISODES,
+        reset_num_timesteps=model.num_timesteps == 0,
+        progress_bar=settings.progress_bar,
+    )
+
+
+def _validation(settings: TrainSettings, model: BaseAlgorithm) -> Callable[[], dict[str, float]]:
+    """Measures the policy of ``model`` on the validation patients: dense rewards, single precision, largest budget."""
+    trained_on: KSpaceEngine = model.env.batch.engine  # type: ignore[union-attr]
+    kwargs = {
+        **settings.env_kwargs,
+        "role": "val",
+        "reward": "dense",
+        "precision": "fp32",
+        "budget": trained_on.settings.budget_range[1],
+        "train_sampler_filename": None,
+    }
+    engine: KSpaceEngine = make_batch(settings.env_id, kwargs, min(_VALIDATION_BATCH, settings.eval_episodes)).engine
+    episodes = validation_episodes(engine, settings.eval_episodes)
+
+    def measure() -> dict[str, float]:
+        model.policy.set_training_mode(False)
+        return validate(engine, episodes, lambda seen, legal: best_legal(model.policy, seen, legal))
+
+    return measure
+
+
+def _facts(settings: TrainSettings, engine: KSpaceEngine) -> dict[str, Any]:
+    """What a snapshot says about the run it comes from."""
+    scan: KSpaceSettings = engine.settings
+    reward_model = None
+    if scan.needs_network:
+        assert scan.reward_model is not None
+        reward_model = weights_hash(open_reward_model(scan.reward_model).full)
+    return {
+        "algorithm": settings.algorithm,
+        "network": settings.network,
+        "env_id": settings.env_id,
+        "env_kwargs": settings.env_kwargs,
+        "num_lines": engine.num_lines,
+        "num_classes": engine.stack.num_classes,
+        "reward_model_hash": reward_model,
+        "data_fingerprint": load_cohort(scan)[0].fingerprint,
+        "seed": settings.seed,
+    }
+
+
+def _require_same_run(settings: TrainSettings, saved: str, folder: Path) -> None:
+    before, now = json.loads(saved), settings.identity()
+    changed = [f"{name}={now[name]} instead of {before.get(name)}" for name in now if now[name] != before.get(name)]
+    if changed:
+        raise SeggymError(
+            f"the run in {folder} was made with other settings: {'; '.join(changed)}; resume it with its own, or choose "
+            "another run_dir"
+        )
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a request to stop at the next rollout, where the state can be saved exactly.
+
+    The second one interrupts at once; the previous checkpoint stays.
+    """
+    requested = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: requested
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal requested
+        requested = True
+        signal.signal(signal.SIGINT, previous)
+        print("Stopping after this rollout; press Ctrl-C again to stop without saving.")
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: requested
+    finally:
+        signal.signal(signal.SIGINT, previous)
