@@ -88,7 +88,7 @@ class Disc:
 
 @pytest.mark.parametrize("key", [1, 2, 3])
 def test_guard_band_truncation_is_small(key):
-    """The phase belongs on the continuous object: on a grid four times as fine the signal differs by less than 0.1 %."""
+    """The phase belongs on the continuous object; on a four times finer grid the signal differs by less than 0.1 %."""
     scan = Acquisition(matrix=48, crop=32, phase=(3.0, 3.0), echo_shift=4.0)
     fine = 4 * scan.grid
     disc = Disc(fine)
