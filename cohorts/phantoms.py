@@ -1,7 +1,7 @@
 """The phantom cohort: short-axis cardiac MR that is generated, not downloaded, in the official ACDC layout.
 
 Some of its patients are made with :data:`TEST_SETTINGS`, whose ranges lie outside those of :data:`TRAIN_SETTINGS`; they
-are the test role of :func:`phantom_split`. ``cohort.json`` says which: names, images and ``Info.cfg`` do not.
+are the cohort's official test patients. ``cohort.json`` says which: names, images and ``Info.cfg`` do not.
 """
 
 import dataclasses
@@ -23,7 +23,6 @@ from seggym.cohorts.cohort import Cohort, Volume
 from seggym.cohorts.phantom_patient import generate_patient
 from seggym.cohorts.phantom_settings import GROUPS, TEST_SETTINGS, TRAIN_SETTINGS, PhantomSettings
 from seggym.cohorts.scans import write_nifti
-from seggym.cohorts.splits import Split, make_split
 from seggym.errors import SeggymError
 from seggym.files import read_json, write_atomic, write_json
 
@@ -35,7 +34,6 @@ __all__ = [
     "generate_patient",
     "open_phantoms",
     "phantom_roles",
-    "phantom_split",
     "write_phantoms",
 ]
 
@@ -61,7 +59,10 @@ def open_phantoms(
             warnings.warn(f"phantoms cannot be kept in {root} ({reason}): made for this process only", stacklevel=2)
             folder = Path(_temporary_folder().name) / name
         write_phantoms(folder, patients=patients, test_patients=test_patients, seed=seed)
-    return dataclasses.replace(open_acdc(folder, layout="nifti"), name="phantom", scribble_ignore=None)
+    cohort = dataclasses.replace(open_acdc(folder, layout="nifti"), name="phantom", scribble_ignore=None)
+    roles = phantom_roles(cohort)
+    unseen = frozenset(patient for patient in cohort.patients if roles[patient] == "test")
+    return dataclasses.replace(cohort, official_test=unseen)
 
 
 def write_phantoms(root: str | os.PathLike[str], *, patients: int = 60, test_patients: int = 15, seed: int = 0) -> Path:
@@ -106,17 +107,6 @@ def phantom_roles(cohort: Cohort) -> dict[str, str]:
     return roles
 
 
-def phantom_split(cohort: Cohort, seed: int = 0, val_fraction: float = 0.2) -> Split:
-    """Split phantoms by patient: test is everyone made with the test settings, the others are train and val.
-
-    ``val_fraction`` of the others validate, drawn by ``seed`` and stratified by group.
-    """
-    roles = phantom_roles(cohort)
-    known = {patient: group for patient, group in cohort.groups.items() if roles[patient] == "train"}
-    inner = make_split(known, (1 - val_fraction, val_fraction, 0.0), seed)
-    return dataclasses.replace(inner, test=tuple(sorted(set(roles) - set(known))))
-
-
 def _plan(patients: int, test_patients: int, seed: int) -> dict[str, Any]:
     """The content of ``cohort.json``: all that decides what is generated, and each patient's settings."""
     if not 0 <= test_patients <= patients or patients < 1:
@@ -128,7 +118,8 @@ def _plan(patients: int, test_patients: int, seed: int) -> dict[str, Any]:
         raise SeggymError(f"phantoms: seed={seed}, expected a whole number >= 0")
     # Mixed by the seed, so that a name does not tell the settings.
     test = np.random.default_rng([seed, 1]).permutation(patients)[:test_patients]
-    roles = {f"patient{i + 1:03d}": "test" if i in test else "train" for i in range(patients)}
+    # The number tells the seed, so that phantoms of two cohorts are never taken for the same patient.
+    roles = {f"patient{1000 * seed + i + 1:03d}": "test" if i in test else "train" for i in range(patients)}
     settings = {s.name: json.loads(json.dumps(dataclasses.asdict(s))) for s in (TRAIN_SETTINGS, TEST_SETTINGS)}
     return {"generator_version": GENERATOR_VERSION, "seed": seed, "settings": settings, "patients": roles}
 

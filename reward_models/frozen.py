@@ -37,11 +37,17 @@ def normalise(magnitude: torch.Tensor) -> torch.Tensor:
     Training and inference share this function. The result does not depend on the scale of the input; a constant image
     becomes zeros rather than amplified rounding errors.
     """
+    mean, scale = _moments(magnitude)
+    return ((magnitude - mean) / scale).unsqueeze(1)
+
+
+def _moments(magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and scale (B, 1, 1) of each image, in float32 or wider."""
     if magnitude.dtype != torch.float64:
         magnitude = magnitude.float()
     variance, mean = torch.var_mean(magnitude, dim=(1, 2), correction=0, keepdim=True)
     scale = variance.sqrt() + 1e-4 * mean.abs()
-    return ((magnitude - mean) / scale.clamp_min(torch.finfo(scale.dtype).tiny)).unsqueeze(1)
+    return mean, scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
@@ -132,6 +138,19 @@ class FrozenNetwork:
             torch.cat([part.probabilities for part in parts]), torch.cat([part.features for part in parts])
         )
 
+    @property
+    def num_features(self) -> int:
+        """Length of the feature vector: mean and maximum of every bottleneck channel."""
+        return 2 * int(self.network.num_features)
+
+    def reconstruct(self, magnitude: torch.Tensor) -> torch.Tensor:
+        """The image-to-image network's version of magnitude images (B, H, W): its output on their own scale, >= 0."""
+        mean, scale = _moments(magnitude)
+        with torch.inference_mode():
+            parts = normalise(magnitude).to(self.dtype).split(self.max_batch)
+            output = torch.cat([self.network(part)[0][:, 0] for part in parts])
+        return (output.to(mean.dtype) * scale + mean).clamp_min(0)
+
     def _forward(self, magnitude: torch.Tensor) -> Prediction:
         with torch.inference_mode():
             x = normalise(magnitude).to(self.dtype).contiguous(memory_format=MEMORY_FORMAT)
@@ -147,9 +166,12 @@ _CACHE: dict[tuple[str, str, str], tuple[tuple[int, int], FrozenNetwork]] = {}
 
 
 def load_frozen(
-    folder: str | os.PathLike[str], device: str | torch.device = "cpu", precision: str = "fp32"
+    folder: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    task: str = "segmentation",
 ) -> FrozenNetwork:
-    """Load the segmentation network in ``folder`` frozen; within a process the same one is loaded only once.
+    """Load the network for ``task`` in ``folder`` frozen; within a process the same one is loaded only once.
 
     It is loaded again when its files have changed. Raises what
     :func:`~seggym.reward_models.checkpoints.load_network` raises.
@@ -162,10 +184,8 @@ def load_frozen(
     stamp = _stamp(path)
     if cached is None or cached[0] != stamp:
         network, card = load_network(path)
-        if card.task != "segmentation":
-            raise SeggymError(
-                f"{path / CARD} has task {card.task}, expected segmentation; choose a segmentation network"
-            )
+        if card.task != task:
+            raise SeggymError(f"{path / CARD} has task {card.task}, expected {task}; choose a {task} network")
         cached = _CACHE[key] = (stamp, FrozenNetwork(network, target, precision))
     return cached[1]
 

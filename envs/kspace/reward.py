@@ -30,8 +30,8 @@ _RECONSTRUCTION = {
 class Segmenter(Protocol):
     """What scores an image: a frozen network, an ensemble, or a stub in a test."""
 
-    num_outputs: int
-    num_features: int
+    @property
+    def num_features(self) -> int: ...
 
     def __call__(self, magnitude: torch.Tensor) -> Prediction: ...
 

@@ -13,7 +13,7 @@ from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
 from seggym.reward_models.checkpoints import open_reward_model, require_classes
-from seggym.reward_models.frozen import load_frozen
+from seggym.reward_models.frozen import load_frozen, resolve_device
 from seggym.reward_models.slices import prepared_slices
 
 
@@ -43,13 +43,6 @@ def load_cohort(settings: KSpaceSettings) -> tuple[Cohort, Split]:
     return cohort, split_cohort(cohort, settings.split)
 
 
-def resolve_device(device: str) -> torch.device:
-    """``"auto"`` is CUDA where there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
 def load_networks(
     settings: KSpaceSettings, cohort: Cohort, stack: SliceStack, device: torch.device
 ) -> tuple[list[Segmenter], torch.Tensor]:
@@ -57,20 +50,20 @@ def load_networks(
     if not settings.needs_network:
         return [], torch.zeros(len(stack), dtype=torch.int64)
     assert settings.reward_model is not None
-    model = open_reward_model(settings.reward_model, cohort=cohort.name)
+    model = open_reward_model(settings.reward_model)
     members = [model.network_for(patient) for patient in stack.patients]
     names = sorted(set(members))
     networks: list[Segmenter] = []
     for name in names:
-        network = load_frozen(model.member(name), str(device), settings.precision)
-        require_classes(network.card, cohort.num_classes, model.member(name))
-        if network.card.crop != settings.scan.crop:
+        folder, card = model.path(name), model.cards[name]
+        require_classes(card, cohort.num_classes, folder)
+        if card.crop != settings.scan.crop:
             raise SeggymError(
-                f"reward model {model.member(name)} was trained on {network.card.crop} x {network.card.crop} images, "
-                f"this environment shows {settings.scan.crop} x {settings.scan.crop}: train one with the same "
-                "acquisition, or set acquisition.crop"
+                f"the network in {folder} was trained on {card.crop} x {card.crop} images, this environment shows "
+                f"{settings.scan.crop} x {settings.scan.crop}: train one with the same acquisition, or set "
+                "acquisition.crop"
             )
-        networks.append(network)
+        networks.append(load_frozen(folder, device, settings.precision))
     return networks, torch.tensor([names.index(member) for member in members])
 
 
@@ -78,7 +71,7 @@ def load_reconstructor(settings: KSpaceSettings, device: torch.device):
     """The image-to-image network of ``settings.reconstructor``, or None for zero-filled images."""
     if settings.reconstructor is None:
         return None
-    return load_frozen(Path(settings.reconstructor), str(device), settings.precision).reconstruct
+    return load_frozen(settings.reconstructor, device, settings.precision, task="reconstruction").reconstruct
 
 
 def load_weights(filename: str | None, cohort: Cohort, stack: SliceStack) -> torch.Tensor | None:

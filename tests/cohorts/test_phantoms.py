@@ -18,9 +18,9 @@ from seggym.cohorts.phantoms import (
     generate_patient,
     open_phantoms,
     phantom_roles,
-    phantom_split,
     write_phantoms,
 )
+from seggym.cohorts.splits import split_cohort
 from seggym.errors import SeggymError
 
 SMALL = {"patients": 7, "test_patients": 2, "seed": 3}
@@ -169,7 +169,7 @@ def test_unknown_group_is_refused():
 
 def test_files_follow_the_official_layout(root):
     folder = next(root.glob("phantoms-*"))
-    assert sorted(p.name for p in folder.iterdir()) == ["cohort.json", *(f"patient{i:03d}" for i in range(1, 8))]
+    assert sorted(p.name for p in folder.iterdir()) == ["cohort.json", *(f"patient{i:03d}" for i in range(3001, 3008))]
     for patient in folder.glob("patient*"):
         info = dict(line.split(": ") for line in (patient / "Info.cfg").read_text().splitlines())
         assert list(info) == ["ED", "ES", "Group", "Height", "NbFrame", "Weight"]
@@ -223,18 +223,18 @@ def test_groups_are_balanced_and_settings_recorded(root):
 
 def test_split_takes_the_test_settings_as_test_role(root):
     cohort = open_phantoms(root, **SMALL)
-    split = phantom_split(cohort, seed=1)
+    split = split_cohort(cohort, seed=1)
     roles = phantom_roles(cohort)
     assert {patient for patient in roles if roles[patient] == "test"} == set(split.test)
     assert sorted(split.train + split.val + split.test) == cohort.patients
     assert len(split.val) == 1
 
 
-def test_split_refuses_a_manifest_of_other_patients(root):
+def test_a_manifest_of_other_patients_is_refused(root):
     cohort = open_phantoms(root, **SMALL)
     fewer = dataclasses.replace(cohort, groups=dict(list(cohort.groups.items())[:3]))
     with pytest.raises(SeggymError, match="generated again"):
-        phantom_split(fewer, seed=0)
+        phantom_roles(fewer)
 
 
 def test_every_argument_names_a_folder_of_its_own(tmp_path):
