@@ -128,10 +128,6 @@ class KSpaceVectorEnv(VectorEnv):
         if not len(ended):
             return info
         final_obs, final_info = self._observe(), info
-        # The last state of an episode has no action to choose: an all-ones mask is what trainers can always use.
-        for masks in (final_obs.get("action_mask"), final_info["action_mask"]):
-            if masks is not None:
-                masks[ended] = 1
         self._begin(ended)
         info = self._info(np.arange(self.num_envs), result)
         info["final_obs"] = np.full(self.num_envs, None, dtype=object)
@@ -146,7 +142,7 @@ class KSpaceVectorEnv(VectorEnv):
         """Arrays (N, ...): the episodes, their quality, the legal actions and, after a step, the parts of the reward."""
         engine = self.engine
         info: dict[str, Any] = {
-            "action_mask": engine.action_mask().to(torch.int8),
+            "action_mask": self._legal().to(torch.int8),
             "sample": engine.samples.clone(),
             "key": engine.keys.clone(),
             "budget": engine.budgets.clone(),
@@ -162,14 +158,22 @@ class KSpaceVectorEnv(VectorEnv):
         return {key: value if isinstance(value, dict) else self._out(value) for key, value in info.items()}
 
     def _observe(self) -> dict[str, Any]:
-        return {part: self._out(value) for part, value in self.engine.observe().items()}
+        observation = self.engine.observe()
+        if "action_mask" in observation:
+            observation["action_mask"] = self._legal().to(torch.int8)
+        return {part: self._out(value) for part, value in observation.items()}
+
+    def _legal(self) -> torch.Tensor:
+        # The last state of an episode has no action to choose: an all-ones mask is what trainers can always use.
+        ended = torch.from_numpy(self._ended).to(self.engine.device)
+        return self.engine.action_mask() | ended[:, None]
 
     def _out(self, value: torch.Tensor) -> Any:
         return value if self.output == "torch" else value.cpu().numpy()
 
     def action_masks(self) -> np.ndarray:
-        """Legal actions, bool (N, A), a fresh array."""
-        return self.engine.action_mask().cpu().numpy()
+        """Legal actions, bool (N, A), a fresh array; all ones for a scan that has ended."""
+        return self._legal().cpu().numpy()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One uint8 (height, width, 3) picture per scan; None without a render mode."""
@@ -284,16 +288,11 @@ class KSpaceEnv(gymnasium.Env):
         if self._batch._ended[0]:
             raise SeggymError("the episode has ended (or never begun): call reset() before step()")
         observation, reward, terminated, truncated, info = self._batch.step(np.asarray(action).reshape(1))
-        info = _first(info)
-        if terminated[0]:
-            info["action_mask"] = np.ones_like(info["action_mask"])
-            if "action_mask" in observation:
-                observation["action_mask"] = np.ones_like(observation["action_mask"])
-        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
 
     def action_masks(self) -> np.ndarray:
         """Legal actions, bool (A,), a fresh array; all ones once the episode has ended."""
-        return np.ones(self.engine.num_actions, bool) if self._batch._ended[0] else self._batch.action_masks()[0]
+        return self._batch.action_masks()[0]
 
     def render(self) -> np.ndarray | None:
         """The scan so far as uint8 (height, width, 3)."""
