@@ -1,0 +1,312 @@
+"""Policies on the same episodes, at every budget, scored by the environment's network and an independent one."""
+
+import hashlib
+import json
+import platform
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from seggym import __version__
+from seggym.agents.baselines import BASELINES, TuningGround, make_baselines
+from seggym.agents.policies import Baseline, CallablePolicy, Chooser, Policy, load_callable
+from seggym.agents.results import EvaluationResult, PolicyResult
+from seggym.agents.rollouts import Grader, RunPlan, grade_full_kspace, grade_policy
+from seggym.agents.scores import Scores, plan_cases
+from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.reward import Segmenter
+from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.envs.kspace.sources import build_engine, load_cohort, resolve_device
+from seggym.errors import SeggymError
+from seggym.files import write_atomic
+from seggym.kspace.acquisition import SliceStack
+from seggym.reward_models.checkpoints import open_reward_model
+from seggym.reward_models.frozen import load_frozen
+from seggym.reward_models.slices import prepared_slices
+
+BATCH = 64
+CEILING = "full_kspace"
+_NOT_SETTINGS = ("autoreset_mode", "output", "render_mode", "max_episode_steps")
+_KSPACE_ENTRY = "seggym.envs.kspace."
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where policies are compared.
+
+    ``settings`` of the environments (the role is whose patients are scored); ``make_engine(settings, N)``;
+    ``independent`` is network B, None where there is none; ``provenance`` is plain JSON: data, networks, versions.
+    """
+
+    env_id: str
+    settings: KSpaceSettings
+    stack: SliceStack
+    class_names: tuple[str, ...]
+    make_engine: Callable[[KSpaceSettings, int], KSpaceEngine]
+    independent: Segmenter | None
+    provenance: dict[str, Any]
+
+    def ground(self, length: int, cache: Path | None = None, progress: bool = True, **options: Any) -> TuningGround:
+        """What baselines are tuned on: the training role of the same environment, scored at every step."""
+        settings = replace(
+            self.settings, role="train", reward="dense", budget=length, observation=("acquired",), illegal_action="noop"
+        )
+
+        def make(at_most: int) -> KSpaceEngine:
+            # A first engine of one environment knows how many slices there are; data and networks are shared.
+            slices = len(self.make_engine(settings, 1).stack)
+            return self.make_engine(settings, min(slices, at_most))
+
+        return TuningGround(
+            settings.scan, make, length, key=self._key("train"), cache=cache, progress=progress, **options
+        )
+
+    def _key(self, role: str) -> dict[str, Any]:
+        """What a result depends on beside policy and budgets; where the data lie and how fast it goes are no part."""
+        described = asdict(self.settings)
+        for name in ("data_root", "device", "role", "budget", "train_sampler_filename", "reward_model", "split"):
+            del described[name]
+        names = ("fingerprint", "weights", "split")
+        return {**described, "role": role, **{name: self.provenance.get(name) for name in names}}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that a score depends on beside policy and budgets (plain JSON)."""
+        return self._key(self.settings.role)
+
+
+def settings_of(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> KSpaceSettings:
+    """The settings of a registered k-space environment with ``env_kwargs`` over its defaults."""
+    name = env_id.rpartition(":")[2]
+    try:
+        spec = gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise SeggymError(
+            f"environment {env_id!r} is not registered ({error}); `seggym envs` lists those that are"
+        ) from None
+    if not str(spec.entry_point).startswith(_KSPACE_ENTRY):
+        raise SeggymError(f"environment {env_id!r} is no k-space environment, which is what this evaluation compares")
+    kwargs = {**spec.kwargs, **(env_kwargs or {})}
+    try:
+        return KSpaceSettings(**{key: value for key, value in kwargs.items() if key not in _NOT_SETTINGS})
+    except TypeError as error:
+        raise SeggymError(f"environment {env_id!r} does not take these arguments: {error}") from None
+
+
+def open_bench(
+    env_id: str, env_kwargs: Mapping[str, Any] | None = None, role: str = "test", net_b: str | None = None
+) -> Bench:
+    """The bench of a registered environment; patients that a scoring network was trained on are refused.
+
+    ``net_b`` is the folder of the independent network; by default the one that comes with the reward model.
+    """
+    settings = replace(
+        settings_of(env_id, env_kwargs), role=role, precision="fp32", train_sampler_filename=None, illegal_action="noop"
+    )
+    cohort, split = load_cohort(settings)
+    patients = cohort.patients if role == "all" else list(getattr(split, role))
+    stack = prepared_slices(cohort, patients, settings.scan)
+    weights: dict[str, str] = {}
+    independent = None
+    if settings.reward_model is not None and settings.needs_network:
+        model = open_reward_model(settings.reward_model)
+        weights = {name: card.weights for name, card in model.cards.items()}
+        if net_b is None and model.independent is not None:
+            model.require_unseen("independent", stack.patients)
+            net_b = str(model.independent)
+        elif net_b is not None:
+            other = open_reward_model(net_b)
+            other.require_unseen("full", stack.patients)
+            weights["independent"] = other.cards["full"].weights
+            net_b = str(other.full)
+        if net_b is not None:
+            independent = load_frozen(net_b, resolve_device(settings.device), "fp32")
+    provenance = {
+        "cohort": cohort.name,
+        "fingerprint": cohort.fingerprint,
+        "weights": weights,
+        "split": {name: list(getattr(split, name)) for name in ("train", "val", "test")},
+        "versions": {
+            "seggym": __version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    return Bench(env_id, settings, stack, tuple(cohort.class_names), build_engine, independent, provenance)
+
+
+def evaluate_policies(
+    bench: Bench,
+    policies: Iterable[Policy | Sequence[Policy]],
+    eval_range: Sequence[int],
+    *,
+    protocol: str = "per_budget",
+    repeats: int = 1,
+    surface_budgets: Sequence[int] | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Run every policy on every slice of the bench and score it at every budget of ``eval_range`` [a, b].
+
+    A policy given as a sequence is several training runs of one method, reported as one. The first policy that is no
+    baseline is what the others are compared with. ``protocol`` "per_budget" re-runs a policy for each budget unless it
+    is ``anytime``; "anytime" runs all of them once, at the largest budget. ``surface_budgets`` are those at which HD95
+    and ASSD are computed (default: all; they take longer than everything else). With ``cache``, finished policies that
+    have an ``identity`` are read from that folder instead of being run again.
+    """
+    low, high = check_range(eval_range, bench.settings)
+    if protocol not in ("per_budget", "anytime"):
+        raise SeggymError(f"protocol={protocol!r} is unknown, expected per_budget or anytime")
+    if repeats < 1:
+        raise SeggymError(f"repeats={repeats} must be at least 1")
+    cases = plan_cases(bench.stack, bench.class_names, repeats)
+    batches = -(-len(cases) // BATCH)
+    plan = RunPlan(cases, range(low, high + 1), num_envs=-(-len(cases) // batches), once=protocol == "anytime")
+    surfaces = set(plan.budgets if surface_budgets is None else surface_budgets)
+    grader = Grader(plan, bench.independent, [i for i, budget in enumerate(plan.points) if budget in surfaces])
+    # The scores are made here, so that the environment needs no network between the first and the last image.
+    settings = replace(bench.settings, reward="terminal", budget=high, illegal_action="noop")
+    blind = replace(settings, observation=("acquired",))
+    shared = {
+        **bench.key,
+        "range": [low, high],
+        "once": plan.once,
+        "repeats": repeats,
+        "surfaces": sorted(surfaces),
+        "independent": bench.independent is not None,
+        "seggym": __version__,
+    }
+    groups: list[list[Policy]] = [[p] if isinstance(p, Policy) else list(p) for p in policies]
+    results = []
+    with tqdm(total=sum(plan.steps(p) for group in groups for p in group), unit="step", disable=not progress) as bar:
+        for group in groups:
+            bar.set_description(group[0].name)
+            runs = []
+            for policy in group:
+
+                def run(policy: Policy = policy) -> Scores:
+                    observes = not isinstance(policy, Baseline)
+                    engine = bench.make_engine(settings if observes else blind, plan.num_envs)
+                    return grade_policy(policy, engine, grader, observes, bar)
+
+                identity = getattr(policy, "identity", None)
+                key = None if identity is None else {**shared, "policy": policy.name, "identity": identity}
+                runs.append(_cached(cache, key, run))
+            kind = "baseline" if group[0].name in BASELINES else "policy"
+            results.append(PolicyResult(group[0].name, kind, group[0].privileged, plan.points, runs))
+    full = _cached(
+        cache, {**shared, "policy": CEILING}, lambda: grade_full_kspace(bench.make_engine(blind, plan.num_envs), grader)
+    )
+    every = bench.settings.scan.matrix - bench.settings.scan.initial_lines
+    results.append(PolicyResult(CEILING, "ceiling", False, (every,), [full]))
+    # The subject of the comparisons comes first.
+    results.sort(key=lambda result: ("policy", "baseline", "ceiling").index(result.kind))
+    return EvaluationResult(
+        env_id=bench.env_id,
+        eval_range=(low, high),
+        protocol=protocol,
+        repeats=repeats,
+        settings={**asdict(bench.settings), "acquisition": bench.settings.scan.as_dict()},
+        provenance=bench.provenance,
+        cases=cases,
+        policies=results,
+    )
+
+
+def check_range(eval_range: Sequence[int], settings: KSpaceSettings) -> tuple[int, int]:
+    """``eval_range`` as (a, b); raises :class:`SeggymError` unless 1 <= a <= b and b lines are there to measure."""
+    most = settings.scan.matrix - settings.scan.initial_lines
+    values = list(eval_range)
+    whole = all(isinstance(value, (int, np.integer)) for value in values)
+    if len(values) != 2 or not whole or not 1 <= values[0] <= values[1] <= most:
+        raise SeggymError(
+            f"eval_range={values} must be [a, b] with whole numbers 1 <= a <= b <= {most}: the budgets to evaluate"
+        )
+    return int(values[0]), int(values[1])
+
+
+def _cached(folder: Path | None, key: dict[str, Any] | None, compute: Callable[[], Scores]) -> Scores:
+    if folder is None or key is None:
+        return compute()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{key['policy']}-{digest}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            # Half a file cannot come from us (writes are atomic), but the disk may have lost it: make it again.
+            path.unlink(missing_ok=True)
+    scores = compute()
+    write_atomic(path, lambda target: np.savez_compressed(target, **scores))  # type: ignore[arg-type]
+    return scores
+
+
+def evaluate(
+    policy: str | Path | Policy | Chooser,
+    env_id: str | None = None,
+    *,
+    eval_range: Sequence[int] = (1, 12),
+    role: str = "test",
+    baselines: Sequence[str] | None = (),
+    net_b: str | None = None,
+    protocol: str = "per_budget",
+    repeats: int = 1,
+    surface_budgets: Sequence[int] | None = (),
+    cache: Path | None = None,
+    progress: bool = True,
+    **env_kwargs: Any,
+) -> EvaluationResult:
+    """Evaluate anybody's policy in a registered environment.
+
+    ``policy`` is the folder of a training run, a :class:`~seggym.agents.policies.Policy`, a function
+    ``(observation, action_mask) -> actions``, or its name ``"module:function"``. ``env_id`` may be left out for a run
+    folder, which knows its own. ``baselines`` names those to run on the same episodes (None: all). The other arguments
+    are those of :func:`open_bench` and :func:`evaluate_policies`; ``env_kwargs`` go to the environment.
+
+    >>> result = seggym.evaluate("runs/mine", eval_range=[1, 12], role="test")
+    >>> print(result.table())
+    """
+    chosen, own_id, own_kwargs = resolve_policy(policy)
+    if env_id is None and own_id is None:
+        raise SeggymError("env_id is missing: only the folder of a training run knows its environment by itself")
+    if own_id is not None and env_id is not None and env_id.rpartition(":")[2] != own_id.rpartition(":")[2]:
+        raise SeggymError(f"the policy in {policy} was trained in {own_id}, not in {env_id}: evaluate it in its own")
+    bench = open_bench(env_id or str(own_id), {**own_kwargs, **env_kwargs}, role, net_b)
+    _, high = check_range(eval_range, bench.settings)
+    others = make_baselines(baselines, bench.ground(high, progress=progress))
+    return evaluate_policies(
+        bench,
+        [chosen, *others],
+        eval_range,
+        protocol=protocol,
+        repeats=repeats,
+        surface_budgets=surface_budgets,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def resolve_policy(policy: str | Path | Policy | Chooser) -> tuple[Policy, str | None, dict[str, Any]]:
+    """The policy, and the id and keyword arguments of its environment where it is a run folder."""
+    if isinstance(policy, Policy):
+        return policy, None, {}
+    if isinstance(policy, (str, Path)):
+        if ":" in str(policy) and not Path(policy).exists():
+            return load_callable(str(policy)), None, {}
+        # Imported late: trainers are not needed to evaluate a function.
+        from seggym.agents.snapshots import load_policy
+
+        learned = load_policy(policy)
+        return learned, learned.card["env_id"], dict(learned.card["env_kwargs"])
+    if callable(policy):
+        return CallablePolicy(policy), None, {}
+    raise SeggymError(f"policy={policy!r} is no run folder, Policy, function or 'module:function'")
