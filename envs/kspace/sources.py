@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from seggym.cohorts.cohort import Cohort, open_cohort
 from seggym.cohorts.splits import Split, split_cohort
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.reward import Segmenter
+from seggym.envs.kspace.sampler import load_weights
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
@@ -30,7 +30,7 @@ def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
         num_envs,
         networks=networks,
         routing=routing,
-        weights=load_weights(settings.train_sampler_filename, cohort, stack),
+        weights=_weights(settings.train_sampler_filename, cohort, stack),
         reconstructor=load_reconstructor(settings, device),
         device=device,
         dtype=torch.float64 if settings.precision == "fp64" else torch.float32,
@@ -74,29 +74,5 @@ def load_reconstructor(settings: KSpaceSettings, device: torch.device):
     return load_frozen(settings.reconstructor, device, settings.precision, task="reconstruction").reconstruct
 
 
-def load_weights(filename: str | None, cohort: Cohort, stack: SliceStack) -> torch.Tensor | None:
-    """Sampling weights (n,) float64 written by ``generate_sampler.sh``, in the order of ``stack``."""
-    if filename is None:
-        return None
-    path = Path(filename)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names, weights = file["names"].tolist(), file["weights"]
-            fingerprint = str(file["fingerprint"])
-    except (OSError, ValueError, KeyError) as error:
-        raise SeggymError(
-            f"sampler {path} cannot be read ({error}): make it with `bash generate_sampler.sh cohort={cohort.name}`"
-        ) from None
-    if fingerprint != cohort.fingerprint:
-        raise SeggymError(
-            f"sampler {path} was made for data with fingerprint {fingerprint}, the data at {cohort.root} have "
-            f"{cohort.fingerprint}: make it again with `bash generate_sampler.sh cohort={cohort.name}`"
-        )
-    weight_of = dict(zip(names, weights, strict=True))
-    missing = [name for name in stack.names if name not in weight_of]
-    if missing:
-        raise SeggymError(
-            f"sampler {path} has no weight for {len(missing)} of {len(stack)} slices ({missing[0]}, ...): it was made "
-            "with another split; make it again with the same split="
-        )
-    return torch.tensor([weight_of[name] for name in stack.names], dtype=torch.float64)
+def _weights(filename: str | None, cohort: Cohort, stack: SliceStack) -> torch.Tensor | None:
+    return None if filename is None else load_weights(Path(filename), cohort, stack)
