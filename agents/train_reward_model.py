@@ -48,7 +48,8 @@ def recipe(config: DictConfig, network: DictConfig) -> Recipe:
     """The training recipe of ``network`` (architecture and options) with the shared hyperparameters."""
     shared = OmegaConf.to_container(config.training, resolve=True)
     options = OmegaConf.to_container(network.options, resolve=True)
-    assert isinstance(shared, dict) and isinstance(options, dict)
+    assert isinstance(shared, dict)
+    assert isinstance(options, dict)
     own = {str(key): value for key, value in shared.items()}
     return Recipe(
         architecture=network.architecture, options={str(k): v for k, v in options.items()}, seed=config.seed, **own

@@ -1,5 +1,7 @@
 """Environments. Importing this package registers them; nothing else is loaded until one is made."""
 
+from typing import Any
+
 import gymnasium
 
 from .. import __version__ as _guard  # noqa: F401  a bare `import envs` would load every module a second time
@@ -9,7 +11,7 @@ _KSPACE_VECTOR = "seggym.envs.kspace.environment:KSpaceVectorEnv"
 _PHANTOM_SCAN = {"matrix": 128, "crop": 96}
 
 # id -> (entry point, vector entry point, keyword arguments: plain JSON values)
-ENVIRONMENTS = {
+ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "KSpaceSeg-ACDC-v0": (_KSPACE, _KSPACE_VECTOR, {"cohort": "acdc", "reward_model": "acdc"}),
     "KSpaceSeg-Phantom-v0": (
         _KSPACE,

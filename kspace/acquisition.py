@@ -71,13 +71,16 @@ class Acquisition:
 class VolumeLike(Protocol):
     """What :func:`prepare` reads of a volume; ``seggym.cohorts.cohort.Volume`` has it."""
 
-    patient: str
-    image: np.ndarray
-    label: np.ndarray
-    spacing: tuple[float, float, float]
-
+    @property
+    def patient(self) -> str: ...
     @property
     def name(self) -> str: ...
+    @property
+    def image(self) -> np.ndarray: ...
+    @property
+    def label(self) -> np.ndarray: ...
+    @property
+    def spacing(self) -> tuple[float, float, float]: ...
 
 
 @dataclass(frozen=True)
@@ -144,14 +147,20 @@ def prepare(volumes: Iterable[VolumeLike], acquisition: Acquisition, num_classes
     return SliceStack(
         images=torch.cat(rows["images"]),
         labels=torch.cat(rows["labels"]),
-        **{key: torch.tensor(rows[key]) for key in ("signal", "data_range", "phase_amplitude", "echo_shift", "spacing")},
-        **{key: tuple(rows[key]) for key in ("patients", "volumes", "positions")},
+        signal=torch.tensor(rows["signal"]),
+        data_range=torch.tensor(rows["data_range"]),
+        phase_amplitude=torch.tensor(rows["phase_amplitude"]),
+        echo_shift=torch.tensor(rows["echo_shift"]),
+        spacing=torch.tensor(rows["spacing"]),
+        patients=tuple(rows["patients"]),
+        volumes=tuple(rows["volumes"]),
+        positions=tuple(rows["positions"]),
         num_classes=num_classes,
     )
 
 
 def prepare_image(image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-    """Pad (..., Y, X) to a square field of view and band-limit it to the grid: float32 (..., G, G), same intensities."""
+    """Pad (..., Y, X) to a square field of view and band-limit it to the grid: float32 (..., G, G)."""
     square = centre_crop(image, _square_side(image.shape[-2:]), (-2, -1))
     return _resample(square, acquisition.grid)
 

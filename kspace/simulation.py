@@ -52,17 +52,19 @@ def encode(
     return ifftc(kspace, (-2,)) * (matrix / grid)
 
 
-def thermal_noise(stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-    """Complex noise of every line in hybrid space, complex64 (B, M, M); white, because the transforms are orthonormal."""
+def thermal_noise(
+    stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition
+) -> torch.Tensor:
+    """Noise of every line in hybrid space, complex64 (B, M, M); white, as the transforms are orthonormal."""
     matrix = acquisition.matrix
     sigma = stack.signal[indices] / acquisition.snr
     return complex_normal(keys, NOISE_STREAM, matrix * matrix).view(-1, matrix, matrix) * sigma[:, None, None]
 
 
 def line_phases(acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """What one line adds along the columns of the crop: complex (M, C), row c is the inverse DFT of a unit at line c."""
+    """What a line adds along the columns of the crop: complex (M, C), row c is the inverse DFT of a unit at line c."""
     matrix = acquisition.matrix
-    unit = torch.eye(matrix, dtype=dtype, device=device).to(torch.complex64 if dtype == torch.float32 else torch.complex128)
+    unit = torch.complex(torch.eye(matrix, dtype=dtype, device=device), torch.zeros((), dtype=dtype, device=device))
     return centre_crop(ifftc(unit, (-1,)), acquisition.crop, (-1,)).contiguous()
 
 

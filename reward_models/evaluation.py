@@ -89,7 +89,7 @@ def _summary(dice: np.ndarray, surfaces: list[Any], patients: np.ndarray, names:
     )
     # Every class that either side has either has a distance or is a failure.
     cases = np.isfinite(hd95).sum() + failed.sum()
-    interval = bootstrap_interval(mean, patients)
+    interval = bootstrap_interval(mean, patients.tolist())
     return {
         "dice": [interval.mean, interval.low, interval.high],
         "dice_per_class": {name: _mean(dice[:, k]) for k, name in enumerate(names[1:])},

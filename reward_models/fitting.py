@@ -84,8 +84,8 @@ def _fit_member(
             )
         print(f"{folder} is finished already")
         return
-    stacks = [prepared_slices(cohort, chosen, acquisition) for chosen in (patients, split.val)]
-    network, metrics = train_network(recipe, *stacks, acquisition, folder, device)
+    train, val = (prepared_slices(cohort, chosen, acquisition) for chosen in (patients, split.val))
+    network, metrics = train_network(recipe, train, val, acquisition, folder, device)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     if split.test:

@@ -141,7 +141,7 @@ class FrozenNetwork:
     @property
     def num_features(self) -> int:
         """Length of the feature vector: mean and maximum of every bottleneck channel."""
-        return 2 * int(self.network.num_features)
+        return 2 * int(self.network.num_features)  # type: ignore[arg-type]  # every network of ours has it
 
     def reconstruct(self, magnitude: torch.Tensor) -> torch.Tensor:
         """The image-to-image network's version of magnitude images (B, H, W): its output on their own scale, >= 0."""

@@ -98,8 +98,8 @@ def _moved(stack: SliceStack, indices: torch.Tensor, scan: Acquisition, rng: np.
     offset = torch.from_numpy(rng.uniform(-0.12, 0.12, (size, 2, 1))).float().to(indices.device)
     image = _warp(stack.images[indices], matrix, offset, "bilinear")
     label = _warp(stack.labels[indices].float(), matrix, offset * (scan.matrix / scan.crop), "nearest")
-    tensors = {key: value[indices] for key, value in vars(stack).items() if isinstance(value, torch.Tensor)}
-    return SliceStack(**{**vars(stack), **tensors, "images": image, "labels": label.to(torch.uint8)})
+    picked: dict[str, Any] = {k: value[indices] for k, value in vars(stack).items() if isinstance(value, torch.Tensor)}
+    return SliceStack(**{**vars(stack), **picked, "images": image, "labels": label.to(torch.uint8)})
 
 
 def _warp(images: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, mode: str) -> torch.Tensor:
@@ -136,14 +136,12 @@ class _Trainer:
         random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe.architecture, train.num_classes, **recipe.options).to(device)
-        self.network = self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's annotations
         self.autocast = resolve_precision(recipe.precision, device) == "bf16"
         self.replica: nn.Module = self.network
         if distributed.is_initialized():
             self.replica = DistributedDataParallel(self.network)
-        self.averaged = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True
-        )
+        self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -283,9 +281,7 @@ def fixed_scans(stack: SliceStack, acquisition: Acquisition, device: torch.devic
     acquired = torch.from_numpy(random_acquired(acquisition, len(stack), np.random.default_rng(0))).to(device)
     keys = random_bits(torch.zeros(1, dtype=torch.int64, device=device), 0, len(stack))[0]
     indices = torch.arange(len(stack), device=device)
-    images = torch.cat(
-        [simulate(stack, part, keys[part], acquired[part], acquisition) for part in indices.split(32)]
-    )
+    images = torch.cat([simulate(stack, part, keys[part], acquired[part], acquisition) for part in indices.split(32)])
     return normalise(images), stack.labels
 
 

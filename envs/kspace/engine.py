@@ -114,9 +114,7 @@ class KSpaceEngine:
         self.remaining[slots] = episodes.budgets
         self.steps[slots] = 0
         self.acquired[slots] = self._initial
-        initial = simulation.reconstruct(
-            self.signal[slots].transpose(1, 2), self.acquired[slots], self.acquisition
-        )
+        initial = simulation.reconstruct(self.signal[slots].transpose(1, 2), self.acquired[slots], self.acquisition)
         self.image[slots] = initial
         self._score(slots)
         self.initial_quality[slots] = self.quality[slots]
@@ -139,7 +137,7 @@ class KSpaceEngine:
     def _check(self, episodes: Episodes) -> None:
         low, high = 1, self.num_lines - self.acquisition.initial_lines
         if len(episodes.samples) and not (
-            0 <= int(episodes.samples.min()) and int(episodes.samples.max()) < len(self.stack)
+            int(episodes.samples.min()) >= 0 and int(episodes.samples.max()) < len(self.stack)
         ):
             raise SeggymError(f"an episode names a slice outside 0..{len(self.stack) - 1}")
         if len(episodes.budgets) and not (low <= int(episodes.budgets.min()) and int(episodes.budgets.max()) <= high):
@@ -329,4 +327,4 @@ class KSpaceEngine:
 
 def _fields(record: Any) -> dict[str, Any]:
     """The named tensors of a dataclass or a named tuple."""
-    return record._asdict() if isinstance(record, tuple) else vars(record)
+    return record._asdict() if hasattr(record, "_asdict") else vars(record)

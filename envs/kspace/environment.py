@@ -1,6 +1,6 @@
 """The k-space environments as Gymnasium sees them: one scan, or N scans in a batch, over the same engine."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -44,7 +44,11 @@ class KSpaceVectorEnv(VectorEnv):
     ``action_masks()`` is one bool array (N, A). ``state_dict()`` and ``load_state_dict()`` make a resume exact.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": 2,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -64,7 +68,9 @@ class KSpaceVectorEnv(VectorEnv):
         if output not in ("numpy", "torch"):
             raise SeggymError(f"output={output!r} is unknown, expected 'numpy' or 'torch'")
         if max_episode_steps is not None:
-            raise SeggymError("max_episode_steps is not needed: an episode ends when its budget is used up; set budget=")
+            raise SeggymError(
+                "max_episode_steps is not needed: an episode ends when its budget is used up; set budget="
+            )
         self.engine = build_engine(KSpaceSettings(**settings), num_envs) if engine is None else engine
         self.num_envs, self.output, self.render_mode, self.autoreset_mode = num_envs, output, render_mode, mode
         self.metadata = {**type(self).metadata, "autoreset_mode": mode}
@@ -80,7 +86,7 @@ class KSpaceVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin a new episode everywhere; ``options={"episodes": [...]}`` replays the given ones (see :func:`episode`)."""
+        """Begin a new episode everywhere; ``options={"episodes": [...]}`` replays (see :class:`KSpaceEnv`)."""
         if seed is not None:
             seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
             for slot, value in enumerate(seeds):
@@ -117,7 +123,7 @@ class KSpaceVectorEnv(VectorEnv):
             infos = self._info(np.arange(self.num_envs), result)
         else:
             infos = self._finish_same_step(result)
-        reward = sum(result.parts.values()).to(torch.float64)
+        reward = torch.stack(list(result.parts.values())).sum(0).to(torch.float64)
         truncated = torch.zeros_like(result.terminated)
         outputs = (self._out(reward), self._out(result.terminated), self._out(truncated))
         return self._observe(), *outputs, infos
@@ -139,7 +145,7 @@ class KSpaceVectorEnv(VectorEnv):
         return info
 
     def _info(self, slots: np.ndarray, result: StepResult | None = None) -> dict[str, Any]:
-        """Arrays (N, ...): the episodes, their quality, the legal actions and, after a step, the parts of the reward."""
+        """Arrays (N, ...): episodes, quality, legal actions and the parts of the reward of the last step."""
         engine = self.engine
         info: dict[str, Any] = {
             "action_mask": self._legal().to(torch.int8),
@@ -200,16 +206,21 @@ class KSpaceVectorEnv(VectorEnv):
 
 
 def episodes_from(given: list[Any], engine: KSpaceEngine, count: int) -> Episodes:
-    """``options["episodes"]`` as tensors: each is a mapping, or a tuple in the order, of sample, budget and key."""
+    """``options["episodes"]`` as tensors: each is a mapping with integers sample, budget and key."""
     if len(given) != count:
-        raise SeggymError(f"options['episodes'] holds {len(given)} episodes, expected one for each of {count} environments")
+        raise SeggymError(
+            f"options['episodes'] holds {len(given)} episodes, expected one for each of {count} environments"
+        )
     try:
-        rows = [[episode[key] for key in ("sample", "budget", "key")] if isinstance(episode, dict) else list(episode) for episode in given]
+        rows = [
+            [episode[key] for key in ("sample", "budget", "key")] if isinstance(episode, dict) else list(episode)
+            for episode in given
+        ]
         columns = torch.tensor(rows, dtype=torch.int64, device=engine.device).reshape(count, 3)
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise SeggymError(
-            "options['episodes'] must hold mappings with integers sample, budget and key; info has them for the running "
-            "episodes"
+            "options['episodes'] must hold mappings with integers sample, budget and key; info has those of the running "
+            "ones"
         ) from None
     return Episodes(*columns.unbind(1))
 
@@ -223,8 +234,8 @@ class KSpaceEnv(gymnasium.Env):
 
     ## Action Space
     ``Discrete(M)``: the absolute index of a line of the acquisition matrix, DC at ``M // 2``; ``Discrete(M + 1)`` with
-    ``stop_action``, whose last action ends the scan. A line that is measured already, or is no candidate, is illegal: by
-    default it measures nothing and uses one unit of budget (``illegal_action``: "noop", "penalty" or "raise").
+    ``stop_action``, whose last action ends the scan. A line that is measured already, or is no candidate, is illegal:
+    by default it measures nothing and uses one unit of budget (``illegal_action``: "noop", "penalty" or "raise").
 
     ## Observation Space
     ``Dict`` of ``image`` uint8 (1, C, C), the reconstruction so far; ``acquired`` int8 (M,); ``budget`` float32 (1,),
@@ -262,7 +273,7 @@ class KSpaceEnv(gymnasium.Env):
     * v0: initial version.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 2}
 
     def __init__(self, *, render_mode: str | None = None, engine: KSpaceEngine | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:

@@ -1,8 +1,8 @@
 """Quality of what has been measured so far, and the reward made of it.
 
 Quality is Q = lambda_seg * Q_seg + lambda_recon * Q_recon. The dense reward is the gain in Q per line; its sum over an
-episode is the final minus the initial quality (``objective="final"``), or, with line t of T weighted by (T - t + 1) / T,
-the mean of Q_1..Q_T minus Q_0 (``objective="area"``).
+episode is the final minus the initial quality (``objective="final"``), or, with line t of T weighted by
+(T - t + 1) / T, the mean of Q_1..Q_T minus Q_0 (``objective="area"``).
 """
 
 from dataclasses import dataclass

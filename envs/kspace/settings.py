@@ -72,15 +72,13 @@ class KSpaceSettings:
                 raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
         unknown = [part for part in self.observation if part not in OBSERVATIONS]
         if unknown or not self.observation:
-            raise SeggymError(
-                f"observation={list(self.observation)} must name parts among {', '.join(OBSERVATIONS)}"
-            )
+            raise SeggymError(f"observation={list(self.observation)} must name parts among {', '.join(OBSERVATIONS)}")
         matrix = self.scan.matrix
         low, high = self.budget_range
         if not 1 <= low <= high <= matrix - self.scan.initial_lines:
             raise SeggymError(
-                f"budget={self.budget} must lie in 1..{matrix - self.scan.initial_lines}: it counts the lines after the "
-                f"{self.scan.initial_lines} initial ones of {matrix}"
+                f"budget={self.budget} must lie in 1..{matrix - self.scan.initial_lines}: it counts the lines after "
+                f"the {self.scan.initial_lines} initial ones of {matrix}"
             )
         first, last = self.candidate_range
         if not 0 <= first <= last < matrix:
@@ -89,8 +87,8 @@ class KSpaceSettings:
             raise SeggymError("lambda_seg and lambda_recon must be >= 0, and one of them positive")
         if self.needs_network and self.reward_model is None:
             raise SeggymError(
-                "reward_model is missing: a segmentation reward (lambda_seg > 0) and the observations probabilities and "
-                "features need one; pass its folder or a published name"
+                "reward_model is missing: a segmentation reward (lambda_seg > 0) and the observations probabilities "
+                "and features need one; pass its folder or a published name"
             )
 
     @property

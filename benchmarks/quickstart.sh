@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The whole k-space job on phantoms, from nothing: reward model, sampler, policy, evaluation, report.
+# bash benchmarks/quickstart.sh [output folder]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. benchmarks/venv.sh
+
+out="${1:-runs/quickstart}"
+export SEGGYM_HOME="${SEGGYM_HOME:-$PWD/$out/home}"
+seed=0
+
+bash train_reward_model.sh +experiment=phantom output="$out/reward_model" seed=$seed
+bash generate_sampler.sh cohort=phantom output="$out/sampler.npz"
+bash train_asmr.sh env=kspace_phantom seed=$seed reward_model="$out/reward_model" \
+    train_sampler_filename="$out/sampler.npz" run_dir="$out/policy"
+python agents/eval_asmr.py load_from_snapshot_base_dir="$out/policy" 'eval_range=[5,16]'
+echo "report: $out/policy/report.html"
