@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from seggym import __version__
 from seggym.agents.baselines import BASELINES, TuningGround, make_baselines
+from seggym.agents.figures import file_name
 from seggym.agents.policies import Baseline, CallablePolicy, Chooser, Policy, load_callable
 from seggym.agents.results import EvaluationResult, PolicyResult
 from seggym.agents.rollouts import Grader, RunPlan, grade_full_kspace, grade_policy
@@ -237,7 +238,7 @@ def _cached(folder: Path | None, key: dict[str, Any] | None, compute: Callable[[
     if folder is None or key is None:
         return compute()
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{key['policy']}-{digest}.npz"
+    path = folder / f"{file_name(key['policy'])}-{digest}.npz"
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -57,7 +57,7 @@ def _reduce(run: Scores, net: str, level: str, metric: str) -> np.ndarray:
 
 @dataclass
 class EvaluationResult:
-    """All that an evaluation found. ``to_json()``, ``to_csv()`` and ``table()`` present it; ``policies`` has raw scores.
+    """All that an evaluation found: raw scores in ``policies``, presented by ``to_json()``, ``to_csv()`` and ``table()``.
 
     The area of a policy is the mean of its Dice over the budgets of ``eval_range``. Intervals are 95 % percentile
     intervals from resampling patients (and training runs, where there are several).
@@ -174,6 +174,8 @@ class EvaluationResult:
         listed without a p-value.
         """
         subject = self.policies[0]
+        if subject.kind != "policy":
+            return []
         others = [policy for policy in self.policies[1:] if policy.kind != "ceiling"]
         measures = [(net, level, "dice") for net in self.nets for level in LEVELS] or [("image", "slice", "ssim")]
         found = []
