@@ -1,0 +1,105 @@
+"""``seggym doctor`` and ``seggym envs``: what is on this machine, and what can be made of it."""
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import gymnasium
+import torch
+
+from seggym.cohorts.cohort import READERS, cohort_root, seggym_home
+from seggym.envs import ENVIRONMENTS
+from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.errors import SeggymError
+from seggym.reward_models.checkpoints import PACKAGED, open_reward_model
+from seggym.reward_models.frozen import resolve_device, resolve_precision
+
+_PACKAGES = ("gymnasium", "torch", "stable-baselines3", "sb3-contrib", "monai", "numpy", "nibabel", "hydra-core")
+
+
+def examine() -> list[str]:
+    """Lines for the user: versions, computing, data, reward models, environments, advice."""
+    advice: list[str] = []
+    lines = [f"seggym {version('seggym') if _installed('seggym') else '(not installed, run from its folder)'}"]
+    lines.append(f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES))
+    lines += ["", "Computing", *_computing(advice)]
+    lines += ["", "Data", *_data(advice)]
+    lines += ["", "Reward models", *_reward_models(advice)]
+    lines += ["", "Environments", *(f"  {name}" for name in ENVIRONMENTS)]
+    return [*lines, "", "Advice", *(f"  {line}" for line in advice or ["nothing to mend"])]
+
+
+def environment_table() -> str:
+    """One row per id: its action and its observation, as far as they are known before any data are read."""
+    rows = [("id", "action", "observation", "needs")]
+    for name in ENVIRONMENTS:
+        settings = KSpaceSettings(**gymnasium.spec(name).kwargs)
+        scan, crop = settings.scan, settings.scan.crop
+        shapes = {"image": f"uint8 (1, {crop}, {crop})", "acquired": f"int8 ({scan.matrix},)", "budget": "float32 (1,)"}
+        needs = [] if settings.cohort == "phantom" else ["data_root"]
+        needs += ["num_classes"] if settings.cohort == "folder" else []
+        needs += ["a reward model"] if settings.needs_network and settings.reward_model not in PACKAGED else []
+        observation = ", ".join(f"{part} {shapes[part]}" for part in settings.observation)
+        rows.append((name, f"Discrete({scan.matrix})", observation, ", ".join(needs) or "nothing"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _computing(advice: list[str]) -> Iterator[str]:
+    device = resolve_device("auto")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    yield f"  device: {device} ({name})"
+    precision = resolve_precision("auto", device)
+    why = "computes in it natively" if precision == "bf16" else "has no native bf16, which would only be slower"
+    yield f"  precision=auto: {precision}, because the {device.type} {why}; evaluation is always fp32"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield f"  threads: {torch.get_num_threads()} of {cores} cores"
+    if torch.get_num_threads() > cores:
+        advice.append(f"set OMP_NUM_THREADS={cores}: more threads than cores make torch several times slower")
+    if device.type == "cpu":
+        advice.append("there is no GPU: train agents with precision=auto, and leave small networks as they are")
+
+
+def _data(advice: list[str]) -> Iterator[str]:
+    yield f"  SEGGYM_HOME: {seggym_home()}"
+    for name in READERS:
+        root = cohort_root(name)
+        if name == "phantom":
+            yield f"  {name}: generated in {root} when first asked for"
+        else:
+            yield f"  {name}: {root}" if root.is_dir() else f"  {name}: nothing at {root}"
+            if name == "acdc" and not root.is_dir():
+                advice.append("set SEGGYM_ACDC_ROOT to the folder with patient001, ... or pass data_root=")
+
+
+def _reward_models(advice: list[str]) -> Iterator[str]:
+    published = seggym_home() / "reward_models"
+    names = {*PACKAGED, *(path.name for path in published.glob("*") if path.is_dir())}
+    missing: list[str] = []
+    for name in sorted(names):
+        try:
+            model = open_reward_model(name)
+        except SeggymError as error:
+            missing.append(name)
+            yield f"  {name}: {error}"
+            continue
+        card: Any = model.cards["full"]
+        yield f"  {name}: {card.architecture}, {card.num_outputs} classes, networks {', '.join(model.cards)}"
+    if "acdc" not in names or missing:
+        wanted = missing[0] if missing else "acdc"
+        advice.append(f"`bash train_reward_model.sh cohort={wanted} publish=true` trains a reward model")
+
+
+def _installed(name: str) -> bool:
+    return _version(name) != "missing"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
