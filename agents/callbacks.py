@@ -56,7 +56,22 @@ class Schedule:
         return True
 
 
-class EpisodeLog(BaseCallback):
+class StatefulCallback(BaseCallback):
+    """A callback that a resumed run takes up where it was."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        raise NotImplementedError
+
+
+class EpisodeLog(StatefulCallback):
     """Means over the episodes that ended, to TensorBoard and every ``every`` steps to ``metrics.csv``."""
 
     def __init__(self, file: MetricsFile, every: int) -> None:
@@ -95,7 +110,7 @@ class EpisodeLog(BaseCallback):
         self.schedule.next, self._episodes = state["next"], list(state["episodes"])
 
 
-class Validation(BaseCallback):
+class Validation(StatefulCallback):
     """Measure the policy every ``every`` steps and keep the one with the highest mean quality over its lines.
 
     ``measure`` returns the metrics of the current policy; ``keep(metrics)`` writes the snapshot.
@@ -113,9 +128,6 @@ class Validation(BaseCallback):
         self.schedule.next = 0  # the untrained policy is the first candidate
         self.best = -np.inf
         self.last_step = -1
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_rollout_start(self) -> None:
         if self.schedule.due(self.num_timesteps):
@@ -145,7 +157,7 @@ class Validation(BaseCallback):
         self.schedule.next, self.best, self.last_step = state["next"], state["best"], state["last_step"]
 
 
-class Checkpoints(BaseCallback):
+class Checkpoints(StatefulCallback):
     """Call ``save`` every ``every`` steps, and stop the run where ``stop_requested`` says so.
 
     The last of the callbacks, so that a checkpoint knows what the others have done at the same step.
@@ -154,9 +166,6 @@ class Checkpoints(BaseCallback):
     def __init__(self, every: int, save: Callable[[], object], stop_requested: Callable[[], bool]) -> None:
         super().__init__()
         self.schedule, self.save, self.stop_requested = Schedule(every), save, stop_requested
-
-    def _on_step(self) -> bool:
-        return True
 
     def _on_rollout_start(self) -> None:
         stopping = self.stop_requested()

@@ -105,7 +105,8 @@ def _restore_replay(buffer: Any, state: dict[str, Any]) -> None:
 
 
 def _random_state(model: BaseAlgorithm) -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002  SB3 draws from this stream
+    mersenne: Any = np.random.get_state()  # noqa: NPY002  SB3's own stream
+    kind, keys, position, has_gauss, cached = mersenne
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.tensor(keys.astype(np.int64)), position, has_gauss, cached),

@@ -65,7 +65,8 @@ def save_snapshot(folder: str | os.PathLike[str], model: BaseAlgorithm, metadata
 class LearnedPolicy:
     """A trained policy without its trainer; deterministic where it is evaluated.
 
-    ``card`` is the content of ``policy.json``; ``observation`` names the parts that an environment must show.
+    ``card`` is the content of ``policy.json``; ``observation`` names the parts that an environment must show,
+    ``env_id`` and ``env_kwargs`` make the one it was trained in, ``identity`` tells it from another of its name.
     Evaluation never chooses an illegal action, whatever the algorithm: a scanner does not measure a line twice.
     """
 
@@ -75,6 +76,9 @@ class LearnedPolicy:
     def __init__(self, name: str, policy: BasePolicy, card: dict[str, Any]) -> None:
         self.name, self.policy, self.card = name, policy, card
         self.observation = tuple(card["observation"])
+        self.env_id: str = card["env_id"]
+        self.env_kwargs: dict[str, Any] = card["env_kwargs"]
+        self.identity = {"weights": card["weights"]}
 
     def begin(self, engine: KSpaceEngine) -> None:
         """Raise :class:`SeggymError` where ``engine`` is not the kind that this policy was trained on."""
@@ -95,7 +99,7 @@ class LearnedPolicy:
                 wrong.append(f"{part} of shape {offered[part].shape} instead of {space.shape}")
         if wrong:
             raise SeggymError(
-                f"snapshot {self.name} was trained on {self.card['env_id']} and does not fit this environment, which has "
+                f"snapshot {self.name} was trained on {self.env_id} and does not fit this environment, which has "
                 f"{'; '.join(wrong)}: use its environment and observation={list(self.observation)}, or train another"
             )
 

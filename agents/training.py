@@ -13,13 +13,20 @@ from typing import Any
 import gymnasium
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from seggym.agents import resuming
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import best_legal, policy_heads
-from seggym.agents.callbacks import Checkpoints, EpisodeLog, MetricsFile, TrainingStopped, Validation, metric_columns
+from seggym.agents.callbacks import (
+    Checkpoints,
+    EpisodeLog,
+    MetricsFile,
+    StatefulCallback,
+    TrainingStopped,
+    Validation,
+    metric_columns,
+)
 from seggym.agents.priors import apply_prior, low_frequency_prior
 from seggym.agents.snapshots import save_snapshot
 from seggym.agents.validation import validate, validation_episodes
@@ -97,7 +104,7 @@ def train(settings: TrainSettings) -> Path:
 
     with _ctrl_c() as stop_requested:
         checkpoints = Checkpoints(settings.checkpoint_every, save, stop_requested)
-        parts = {"log": log, "validation": validation, "checkpoints": checkpoints}
+        parts: dict[str, StatefulCallback] = {"log": log, "validation": validation, "checkpoints": checkpoints}
         if state is not None:
             resuming.restore(model, state)
             for name, callback in parts.items():
@@ -134,7 +141,7 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
             # They warn that a batch does not divide the rollout, or that a small network is faster on a CPU.
             warnings.simplefilter("ignore", UserWarning)
             model = algorithm.trainer(
-                algorithm.policy,  # type: ignore[arg-type]
+                algorithm.policy,
                 env,
                 seed=settings.seed,
                 device=settings.device,
@@ -173,7 +180,7 @@ def make_batch(env_id: str, env_kwargs: dict[str, Any], num_envs: int) -> Any:
         raise SeggymError(f"env.kwargs={env_kwargs} do not suit {env_id}: {error}") from error
 
 
-def _learn(model: BaseAlgorithm, settings: TrainSettings, callbacks: list[BaseCallback]) -> None:
+def _learn(model: BaseAlgorithm, settings: TrainSettings, callbacks: list[StatefulCallback]) -> None:
     remaining = settings.total_steps - model.num_timesteps
     if remaining <= 0:
         print(f"The run already has {model.num_timesteps} steps; raise total_steps to train it further.")
@@ -183,7 +190,7 @@ def _learn(model: BaseAlgorithm, settings: TrainSettings, callbacks: list[BaseCa
         return
     model.learn(
         remaining,
-        callback=callbacks,
+        callback=list(callbacks),
         log_interval=1 if hasattr(model, "rollout_buffer") else _LOG_EPISODES,
         reset_num_timesteps=model.num_timesteps == 0,
         progress_bar=settings.progress_bar,
@@ -236,8 +243,8 @@ def _require_same_run(settings: TrainSettings, saved: str, folder: Path) -> None
     changed = [f"{name}={now[name]} instead of {before.get(name)}" for name in now if now[name] != before.get(name)]
     if changed:
         raise SeggymError(
-            f"the run in {folder} was made with other settings: {'; '.join(changed)}; resume it with its own, or choose "
-            "another run_dir"
+            f"the run in {folder} was made with other settings: {'; '.join(changed)}; resume it with its own, or "
+            "choose another run_dir"
         )
 
 

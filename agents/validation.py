@@ -28,7 +28,7 @@ def validation_episodes(engine: KSpaceEngine, limit: int) -> Episodes:
 
 
 def validate(engine: KSpaceEngine, episodes: Episodes, choose: Choice) -> dict[str, float]:
-    """Means over ``episodes``: ``mean_quality`` of Q_1..Q_T (the area under the curve), last ``quality``, Dice per class.
+    """Means over ``episodes``: ``mean_quality`` of Q_1..Q_T (the area), last ``quality``, ``lines``, ``dice_<class>``.
 
     Episodes are run in batches of the engine's size; slots of the last batch that are left over repeat its first one.
     """

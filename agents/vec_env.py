@@ -79,7 +79,7 @@ class BatchedVecEnv(VecEnv):
             self._totals.setdefault(name, np.zeros(self.num_envs))
             self._totals[name] += value
         infos: list[dict[str, Any]] = [{}] * self.num_envs
-        for slot in np.flatnonzero(done):
+        for slot in np.flatnonzero(done).tolist():
             infos[slot] = self._end_of_episode(slot, info["final_obs"][slot], bool(truncated[slot] & ~terminated[slot]))
         self._returns[done], self._lengths[done] = 0, 0
         for total in self._totals.values():
@@ -127,7 +127,7 @@ class BatchedVecEnv(VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """One uint8 (height, width, 3) picture per environment, or None without a render mode."""
-        frames = self.batch.render()
+        frames: Any = self.batch.render()
         return [None] * self.num_envs if frames is None else list(frames)
 
     def close(self) -> None:
