@@ -105,7 +105,7 @@ def _restore_replay(buffer: Any, state: dict[str, Any]) -> None:
 
 
 def _random_state(model: BaseAlgorithm) -> dict[str, Any]:
-    mersenne: Any = np.random.get_state()  # noqa: NPY002  SB3's own stream
+    mersenne: Any = np.random.get_state()  # noqa: NPY002  the stream that is drawn from
     kind, keys, position, has_gauss, cached = mersenne
     return {
         "python": random.getstate(),
