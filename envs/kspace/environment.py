@@ -1,6 +1,6 @@
 """The k-space environments as Gymnasium sees them: one scan, or N scans in a batch, over the same engine."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -44,7 +44,7 @@ class KSpaceVectorEnv(VectorEnv):
     ``action_masks()`` is one bool array (N, A). ``state_dict()`` and ``load_state_dict()`` make a resume exact.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012  Gymnasium declares it so
         "render_modes": ["rgb_array"],
         "render_fps": 2,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -219,8 +219,8 @@ def episodes_from(given: list[Any], engine: KSpaceEngine, count: int) -> Episode
         columns = torch.tensor(rows, dtype=torch.int64, device=engine.device).reshape(count, 3)
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise SeggymError(
-            "options['episodes'] must hold mappings with integers sample, budget and key; info has those of the running "
-            "ones"
+            "options['episodes'] must hold mappings with integers sample, budget and key; info has those "
+            "of the running ones"
         ) from None
     return Episodes(*columns.unbind(1))
 
@@ -273,7 +273,7 @@ class KSpaceEnv(gymnasium.Env):
     * v0: initial version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 2}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, engine: KSpaceEngine | None = None, **settings: Any) -> None:
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
