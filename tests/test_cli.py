@@ -1,0 +1,140 @@
+"""The ``seggym`` command: exit codes, sentences and files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seggym.cli import main
+from seggym.cohorts import acdc
+from seggym.envs import ENVIRONMENTS
+
+PHANTOMS = {"cohort_options": {"patients": 6, "test_patients": 2}}
+
+
+def run(capsys, *arguments):
+    """Exit code and what was printed."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return ended.value.code, printed.out, printed.err
+
+
+def test_envs_lists_every_id(capsys):
+    code, out, _ = run(capsys, "envs")
+    assert code == 0
+    for name in ENVIRONMENTS:
+        assert name in out
+    assert "Discrete(160)" in out
+    assert "uint8 (1, 96, 96)" in out
+
+
+def test_doctor_says_what_it_found(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path))
+    monkeypatch.setenv("SEGGYM_ACDC_ROOT", str(acdc.write_example(tmp_path / "acdc")))
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    for word in ("device:", "precision=auto:", "threads:", "gymnasium", str(tmp_path), "KSpaceSeg-ACDC-v0", "Advice"):
+        assert word in out
+    assert f"acdc: {tmp_path / 'acdc'}" in out
+
+
+def test_doctor_names_missing_data(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGGYM_ACDC_ROOT", str(tmp_path / "nowhere"))
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert f"nothing at {tmp_path / 'nowhere'}" in out
+    assert "set SEGGYM_ACDC_ROOT" in out
+
+
+def test_check_data(capsys, tmp_path):
+    root = acdc.write_example(tmp_path / "acdc")
+    code, out, _ = run(capsys, "check-data", root)
+    assert code == 0
+    assert "2 patients, 4 volumes, no problem found" in out
+    broken = next(root.glob("patient001/*_gt.nii.gz"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    code, out, _ = run(capsys, "check-data", root)
+    assert code == 2
+    assert broken.name in out
+    code, _, err = run(capsys, "check-data", root, "--num-classes", 1)
+    assert code == 2
+    assert err.startswith("error: num_classes is 1")
+
+
+def test_convert(capsys, tmp_path):
+    root = acdc.write_example(tmp_path / "acdc")
+    code, out, _ = run(capsys, "convert", root, tmp_path / "png")
+    assert code == 0
+    assert "4 volumes" in out
+    assert len(list((tmp_path / "png" / "patient001").rglob("*.png"))) == 2 * 2 * 3
+    code, _, err = run(capsys, "convert", root, tmp_path / "png")
+    assert code == 2
+    assert "is not an empty folder" in err
+
+
+@pytest.mark.parametrize("policy", ["random", "centre_out", "energy_following"])
+def test_render_a_baseline(capsys, tmp_path, policy):
+    out = tmp_path / "episode.gif"
+    arguments = ("render", "KSpaceRecon-Phantom-v0", "--policy", policy, "--budget", 4, "--out", out)
+    code, printed, _ = run(capsys, *arguments, "--kwargs", json.dumps(PHANTOMS))
+    assert code == 0
+    assert f"{policy}, 7 of 128 lines" in printed
+    with Image.open(out) as picture:
+        assert picture.format == "GIF"
+        assert picture.n_frames == 5
+        picture.seek(0)
+        first = np.asarray(picture.convert("RGB"))
+        picture.seek(4)
+        last = np.asarray(picture.convert("RGB"))
+    assert first.shape == last.shape
+    assert (first != last).any()
+
+
+def test_render_is_reproducible_and_png_is_the_last_state(capsys, tmp_path):
+    pictures = []
+    for seed, name in ((3, "one.png"), (3, "two.png"), (4, "three.png")):
+        arguments = ("render", "seggym:KSpaceRecon-Phantom-v0", "--seed", seed, "--budget", 3, "--out", tmp_path / name)
+        assert run(capsys, *arguments, "--kwargs", json.dumps(PHANTOMS))[0] == 0
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
+            pictures.append(np.asarray(picture))
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert (pictures[0] != pictures[2]).any()
+
+
+def test_render_an_external_policy(capsys, tmp_path, monkeypatch):
+    (tmp_path / "my_cli_agent.py").write_text("def first(observation, mask):\n    return mask.argmax(1)\n")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("render", "KSpaceRecon-Phantom-v0", "--policy", "my_cli_agent:first", "--budget", 2, "--out", "a.png")
+    code, printed, _ = run(capsys, *arguments, "--kwargs", json.dumps(PHANTOMS))
+    assert code == 0
+    assert "5 of 128 lines" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("KSpaceRecon-Phantom-v0", "--policy", "clever", "--out", "a.gif"), "is no baseline (random, "),
+        (("KSpaceRecon-Phantom-v0", "--out", "a.mp4"), "must end in .gif"),
+        (("KSpaceRecon-Phantom-v0", "--out", "a.gif", "--kwargs", "{role: test}"), "--kwargs is not JSON"),
+        (("KSpaceRecon-Phantom-v0", "--out", "a.gif", "--kwargs", "[1]"), "holds a list"),
+        (("KSpaceRecon-Phantom-v0", "--out", "a.gif", "--budget", "126"), "budget=126 must lie in 1..125"),
+        (("KSpaceRecon-Phantom-v0", "--out", "a.gif", "--kwargs", '{"colour": 1}'), "does not take these arguments"),
+        (("KSpaceSeg-Nobody-v0", "--out", "a.gif"), "is not registered"),
+        (
+            ("KSpaceRecon-ACDC-v0", "--out", "a.gif", "--kwargs", '{"data_root": "/nowhere"}'),
+            "no acdc data at /nowhere",
+        ),
+        (("KSpaceRecon-Phantom-v0", "--snapshot", "/nowhere", "--out", "a.gif"), "/nowhere"),
+    ],
+)
+def test_render_mistakes_are_one_sentence(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "render", *arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert not list(tmp_path.iterdir())
