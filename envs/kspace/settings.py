@@ -25,8 +25,10 @@ _CHOICES = {
 class KSpaceSettings:
     """What a k-space environment is made of; plain JSON values, so that a spec can be stored and sent.
 
-    Data: ``cohort`` (a reader's name), ``data_root``, ``cohort_options`` (to the reader), ``split`` (a JSON file; by
-    default the cohort's own seeded split), ``role`` (whose patients: train, val, test, or all).
+    Data: ``cohort`` (a reader's name), ``data_root`` (``root`` is the same, as the folder reader calls it),
+    ``num_classes`` (label values, the background included, for a cohort that does not state them itself),
+    ``cohort_options`` (to the reader), ``split`` (a JSON file; by default the cohort's own seeded split), ``role``
+    (whose patients: train, val, test, or all).
     Scan: ``acquisition`` (fields of :class:`seggym.kspace.acquisition.Acquisition` that differ from its defaults).
     Reward: ``reward_model`` (folder or published name; None where no network is needed), ``lambda_seg`` and
     ``lambda_recon`` (lambda_2 and lambda_1 of the paper), ``seg_metric``, ``recon_metric``, ``absent_weight`` (cost of
@@ -42,6 +44,8 @@ class KSpaceSettings:
 
     cohort: str
     data_root: str | None = None
+    root: str | None = None
+    num_classes: int | None = None
     cohort_options: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
     role: str = "train"
@@ -67,6 +71,10 @@ class KSpaceSettings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        if self.root is not None:
+            object.__setattr__(self, "data_root", self.root)
+        if self.num_classes is not None:
+            object.__setattr__(self, "cohort_options", {**self.cohort_options, "num_classes": self.num_classes})
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
