@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from seggym.errors import SeggymError
@@ -154,7 +157,11 @@ def volume_dice(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
 def surface_distances(
     prediction: Tensor, truth: Tensor, num_classes: int, spacing: Sequence[float]
 ) -> SurfaceDistances:
-    """HD95 and average symmetric surface distance (MONAI) of one slice (H, W) or one volume (Z, H, W).
+    """HD95 and average symmetric surface distance of one slice (H, W) or one volume (Z, H, W).
+
+    The same numbers as MONAI's ``compute_hausdorff_distance(percentile=95)`` and ``compute_average_surface_distance(
+    symmetric=True)``: a surface is the pixels that an erosion takes away, distances are those between their centres.
+    Both come from one pair of surfaces here and without MONAI's checks, which is several times faster.
 
     Args:
         prediction: integer labels.
@@ -166,24 +173,33 @@ def surface_distances(
     Raises:
         SeggymError: the shapes differ, or ``spacing`` is not one positive number per axis.
     """
-    # MONAI takes seconds to import, and the environments, which never ask for surfaces, import this module.
-    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-    from monai.metrics.surface_distance import compute_average_surface_distance
-
     _check_pair(prediction, truth, dimensions=(2, 3))
     step = [float(value) for value in spacing]
     if len(step) != truth.ndim or not all(0 < value < float("inf") for value in step):
         raise SeggymError(f"spacing must be {truth.ndim} positive numbers in mm, one per axis, found {step}")
     predicted, true = _foreground(prediction[None], num_classes), _foreground(truth[None], num_classes)
     has_prediction, has_truth = predicted[0].flatten(1).any(dim=1), true[0].flatten(1).any(dim=1)
-    both = has_prediction & has_truth
-    hd95 = torch.full_like(both, torch.nan, dtype=torch.float32)
+    hd95 = torch.full(has_truth.shape, torch.nan)
     assd = hd95.clone()
-    if both.any():
-        pair = (predicted[:, both], true[:, both])
-        hd95[both] = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=step)[0]
-        assd[both] = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=step)[0]
+    for index in (has_prediction & has_truth).nonzero()[:, 0].tolist():
+        there = _directed_distances(predicted[0, index], true[0, index], step)
+        hd95[index] = torch.stack([distances.quantile(0.95) for distances in there]).max()
+        assd[index] = torch.cat(there).mean()
     return SurfaceDistances(hd95=hd95, assd=assd, failed=has_prediction ^ has_truth)
+
+
+def _directed_distances(prediction: Tensor, truth: Tensor, spacing: list[float]) -> tuple[Tensor, Tensor]:
+    """Distance of each surface point of either mask to the nearest of the other; neither mask is empty."""
+    first, second = (_surface_points(mask.cpu().numpy() > 0) * np.asarray(spacing) for mask in (prediction, truth))
+    distances = KDTree(second).query(first)[0], KDTree(first).query(second)[0]
+    return torch.from_numpy(distances[0]).float(), torch.from_numpy(distances[1]).float()
+
+
+def _surface_points(mask: np.ndarray) -> np.ndarray:
+    """Indices (P, axes) of the pixels of ``mask`` that touch something outside it, or the border, along an axis."""
+    corners = [(int(used.min()), int(used.max()) + 1) for used in np.nonzero(mask)]
+    inside = mask[tuple(slice(*corner) for corner in corners)]
+    return np.argwhere(inside & ~binary_erosion(inside)) + [first for first, _ in corners]
 
 
 def _foreground(labels: Tensor, num_classes: int) -> Tensor:
