@@ -5,6 +5,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.errors import SeggymError
 from seggym.kspace import simulation
 from seggym.kspace.transforms import fftc
 from seggym.reward_models import metrics
@@ -76,6 +77,8 @@ class Canvas:
 
     def draw(self) -> np.ndarray:
         """The picture, a fresh uint8 (height, width, 3)."""
+        if not self._panels:
+            raise SeggymError("there is nothing to render yet: call reset(), or step() after load_state_dict()")
         count = len(self._panels)
         width = count * _PANEL + (count + 1) * _MARGIN
         height = _TITLE + _PANEL + 2 * _TITLE + _CURVE + 2 * _MARGIN
