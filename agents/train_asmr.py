@@ -1,5 +1,6 @@
 """Stage 3: train a sampling policy. ``bash train_asmr.sh env=kspace_phantom agent=maskable_ppo seed=0``."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
 
-# Keys of the command line that are arguments of the environment by another or the same name.
+# Keys of the command line and the arguments of the environment that they set.
 _ENV_ARGUMENTS = {
     "datadir": "data_root",
-    "reward_model": "reward_model",
+    "reward_model_dir": "reward_model",
     "train_sampler_filename": "train_sampler_filename",
     "split": "split",
     "precision": "precision",
@@ -37,7 +38,11 @@ def main(config: DictConfig) -> None:
     check_run_folder(settings)
     if not settings.resume:
         write_atomic(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
-    train(settings)
+    try:
+        train(settings)
+    except KeyboardInterrupt:
+        print(f"Interrupted; a checkpoint in {run_dir / 'last'}, if there is one yet, can be resumed with resume=true.")
+        sys.exit(130)
     print(f"Run folder: {run_dir}")
 
 

@@ -26,6 +26,8 @@ from seggym.agents.training import TrainSettings, make_batch, make_model, train
 from seggym.agents.validation import validate, validation_episodes
 from seggym.errors import SeggymError
 from seggym.kspace.orders import centre_out
+from seggym.reward_models.checkpoints import ModelCard, save_network, weights_hash
+from seggym.reward_models.networks import build_network
 
 ROOT = Path(__file__).parents[2]
 AGENTS = sorted(path.stem for path in (ROOT / "configs" / "agent").glob("*.yaml"))
@@ -152,6 +154,25 @@ def test_run_folder(settings):
     assert best.card["steps"] == int(highest["step"])
     assert best.card["metrics"]["mean_quality"] == pytest.approx(float(highest["mean_quality"]), abs=1e-6)
     assert load_policy(folder / "last").card["steps"] == 64
+
+
+def test_with_a_network(settings, tmp_path):
+    names = ["background", "RV", "MYO", "LV"]
+    card = ModelCard("unet", {"widths": [4, 8, 8, 8]}, 4, names, "segmentation", 32, [], "phantom", "none")
+    torch.manual_seed(0)
+    save_network(tmp_path / "net", build_network("unet", 4, widths=[4, 8, 8, 8]), card)
+    kwargs = {
+        **settings.env_kwargs,
+        "reward_model": str(tmp_path / "net"),
+        "observation": ["features", "acquired", "budget"],
+        "objective": "area",
+        "precision": "auto",
+    }
+    folder = train(replace(settings, env_id="KSpaceSeg-Phantom-v0", env_kwargs=kwargs))
+    policy = load_policy(folder)
+    assert policy.card["reward_model_hash"] == weights_hash(tmp_path / "net")
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert all(0 <= float(row[f"dice_{index}"]) <= 1 for row in rows for index in (1, 2, 3))
 
 
 def test_without_validation_the_last_policy_is_kept(settings):
