@@ -15,6 +15,8 @@ from seggym.errors import SeggymError
 from seggym.files import write_atomic
 
 _LAST_FRAME_MS = 3000
+# What a run folder says about training is no part of an evaluation.
+_AS_EVALUATED = {"role": "test", "precision": "fp32", "train_sampler_filename": None}
 
 
 def film(
@@ -29,7 +31,7 @@ def film(
     out = Path(out)
     if out.suffix not in (".gif", ".png"):
         raise SeggymError(f"{out} must end in .gif (the episode) or .png (its last state)")
-    env_kwargs = {"role": "test", **(env_kwargs or {})}
+    env_kwargs = {**_AS_EVALUATED, **(env_kwargs or {})}
     chosen, env_kwargs = _resolve(env_id, policy, env_kwargs)
     env = gymnasium.make(env_id, render_mode="rgb_array", **env_kwargs)
     try:

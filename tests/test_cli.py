@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seggym.agents.snapshots import save_snapshot
+from seggym.agents.training import TrainSettings, make_model
 from seggym.cli import main
 from seggym.cohorts import acdc
 from seggym.envs import ENVIRONMENTS
@@ -111,6 +113,34 @@ def test_render_an_external_policy(capsys, tmp_path, monkeypatch):
     code, printed, _ = run(capsys, *arguments, "--kwargs", json.dumps(PHANTOMS))
     assert code == 0
     assert "5 of 128 lines" in printed
+
+
+def test_render_a_snapshot(capsys, tmp_path):
+    """It brings its own environment; what it was trained with (role, sampler) is left behind."""
+    settings = TrainSettings(
+        run_dir="",
+        env_id="KSpaceRecon-Phantom-v0",
+        env_kwargs={**PHANTOMS, "acquisition": {"matrix": 32, "crop": 32}, "budget": [2, 5]},
+        algorithm="maskable_ppo",
+        hyperparameters={},
+        network={"extractor": "dict", "extractor_kwargs": {}, "net_arch": [16], "activation": "relu"},
+        num_envs=2,
+        device="cpu",
+    )
+    model = make_model(settings)
+    engine = model.env.batch.engine
+    facts = {name: getattr(settings, name) for name in ("algorithm", "network", "env_id", "seed")}
+    kwargs = {**settings.env_kwargs, "role": "train", "train_sampler_filename": str(tmp_path / "gone.npz")}
+    sizes = {"num_lines": engine.num_lines, "num_classes": engine.stack.num_classes}
+    rest = {"env_kwargs": kwargs, "reward_model_hash": None, "data_fingerprint": "0", "metrics": {}}
+    save_snapshot(tmp_path / "run" / "best", model, {**facts, **sizes, **rest})
+    arguments = ("--snapshot", tmp_path / "run", "--out", tmp_path / "a.gif", "--budget", 4)
+    code, printed, err = run(capsys, "render", "KSpaceRecon-Phantom-v0", *arguments)
+    assert code == 0, err
+    assert "7 of 32 lines" in printed
+    code, _, err = run(capsys, "render", "KSpaceSeg-Phantom-v0", *arguments)
+    assert code == 2
+    assert "was trained in KSpaceRecon-Phantom-v0" in err
 
 
 @pytest.mark.parametrize(
