@@ -185,6 +185,21 @@ def test_a_function_must_return_one_line_per_scan():
         evaluate_policies(make_bench(), [policy], [1, 1], progress=False)
 
 
+def test_two_policies_of_one_name_are_refused():
+    pair = [FixedOrder("mine", orders.centre_out(32)), CallablePolicy(nearest_line, name="mine")]
+    with pytest.raises(SeggymError, match="different names"):
+        evaluate_policies(make_bench(), pair, [1, 1], progress=False)
+
+
+def test_observing_the_network_changes_no_score():
+    order = FixedOrder("mine", orders.centre_out(32))
+    plain = evaluate_policies(make_bench(), [order], [1, 3], progress=False, surface_budgets=[])
+    bench = make_bench(observation=["features", "acquired"])
+    seen = evaluate_policies(bench, [CallablePolicy(nearest_line, "mine")], [1, 3], progress=False, surface_budgets=[])
+    for key, values in plain.policies[0].runs[0].items():
+        np.testing.assert_array_equal(seen.policies[0].runs[0][key], values)
+
+
 def test_unknown_environments_are_refused():
     with pytest.raises(SeggymError, match="not registered"):
         evaluation.settings_of("NoSuchEnv-v0")

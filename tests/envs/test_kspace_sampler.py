@@ -9,12 +9,13 @@ import torch
 
 from seggym.envs.kspace.sampler import combination_weights, load_weights, save_weights
 from seggym.errors import SeggymError
+from seggym.kspace.acquisition import Acquisition
 
 
 @pytest.fixture
 def stack(make_stack):
     """Six slices: four with class 1, one with classes 1 and 2, one empty."""
-    stack = make_stack()
+    stack = make_stack(Acquisition(matrix=24, crop=16))
     labels = torch.zeros_like(stack.labels[:6])
     labels[:5, 3:6, 3:6] = 1
     labels[4, 6:9, 6:9] = 2
