@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
 
 
 def run(values: dict[str, Any]) -> str:
-    """Evaluate and write; ``values`` are those of ``configs/eval_asmr.yaml``. Returns the table and where the files are."""
+    """Evaluate and write; ``values`` are those of configs/eval_asmr.yaml. Returns the table and the report's path."""
     # Imported here so that --help does not wait for torch.
     import torch
 
@@ -78,14 +78,13 @@ def _subject(values: dict[str, Any]) -> "tuple[list[Policy], str, dict[str, Any]
     snapshots, function = values["load_from_snapshot_base_dir"], values["policy"]
     if snapshots is not None and function is not None:
         raise SeggymError("load_from_snapshot_base_dir and policy are both set: evaluate one of them at a time")
-    own = {**(values["env"]["kwargs"] or {}), **given}
-    env_id, output = values["env"]["id"], values["output"]
+    env = values.get("env") or {}
+    own = {**(env.get("kwargs") or {}), **given}
+    env_id, output = env.get("id"), values["output"]
     if snapshots is not None:
         return _snapshots(snapshots, env_id, own, output)
     if env_id is None:
-        raise SeggymError(
-            "env.id is missing: set load_from_snapshot_base_dir, or env.id together with policy or baselines"
-        )
+        raise SeggymError("the environment is missing: set load_from_snapshot_base_dir, or env= as in training")
     policies: list[Policy] = [] if function is None else [load_callable(function)]
     name = "baselines" if function is None else function.replace(":", ".")
     return policies, env_id, own, Path(output or Path("runs") / env_id.rpartition(":")[2] / name)
@@ -102,7 +101,7 @@ def _snapshots(
     learned: list[LearnedPolicy] = [load_policy(folder) for folder in folders]
     card = learned[0].card
     if env_id is not None and env_id.rpartition(":")[2] != card["env_id"].rpartition(":")[2]:
-        raise SeggymError(f"snapshot {folders[0]} was trained in {card['env_id']}, not in {env_id}: leave env.id out")
+        raise SeggymError(f"snapshot {folders[0]} was trained in {card['env_id']}, not in {env_id}: leave env= out")
     env_kwargs = {**card["env_kwargs"], **own}
     settings = settings_of(card["env_id"], env_kwargs)
     for folder, policy in zip(folders, learned, strict=True):
@@ -112,8 +111,8 @@ def _snapshots(
         different += ["algorithm"] if policy.card["algorithm"] != card["algorithm"] else []
         if different:
             raise SeggymError(
-                f"snapshots {folders[0]} and {folder} differ in {', '.join(different)}, so they are no training runs of one "
-                "method: evaluate them one by one"
+                f"snapshots {folders[0]} and {folder} differ in {', '.join(different)}, so they are no training "
+                "runs of one method: evaluate them one by one"
             )
         policy.name = card["algorithm"]
         policy.identity = {"weights": policy.card["weights"]}

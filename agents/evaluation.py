@@ -186,7 +186,10 @@ def evaluate_policies(
         "seggym": __version__,
     }
     groups: list[list[Policy]] = [[p] if isinstance(p, Policy) else list(p) for p in policies]
-    results = []
+    names = [group[0].name for group in groups] + [CEILING]
+    if len(set(names)) < len(names):
+        raise SeggymError(f"policies {', '.join(names)} must have different names: rename yours")
+    results, done = [], 0
     with tqdm(total=sum(plan.steps(p) for group in groups for p in group), unit="step", disable=not progress) as bar:
         for group in groups:
             bar.set_description(group[0].name)
@@ -201,6 +204,8 @@ def evaluate_policies(
                 identity = getattr(policy, "identity", None)
                 key = None if identity is None else {**shared, "policy": policy.name, "identity": identity}
                 runs.append(_cached(cache, key, run))
+                done += plan.steps(policy)
+                bar.update(done - bar.n)
             kind = "baseline" if group[0].name in BASELINES else "policy"
             results.append(PolicyResult(group[0].name, kind, group[0].privileged, plan.points, runs))
     full = _cached(

@@ -19,16 +19,14 @@ def all_figures(result: EvaluationResult) -> dict[str, bytes]:
     figures = {}
     for net in result.nets:
         for level in ("volume", "slice"):
-            figures[f"{level}_dice_by_lines_net_{net}"] = curves(
-                result, net, level, "dice", f"Dice per {level}, net {net}"
-            )
+            title = f"Dice per {level}, net {net}"
+            figures[f"{level}_dice_by_lines_net_{net}"] = curves(result, net, level, "dice", title)
     figures["ssim_by_lines"] = curves(result, "image", "slice", "ssim", "SSIM")
     figures["areas"] = areas(result)
+    matrix = int(result.settings["acquisition"]["matrix"])
     for policy in result.policies:
-        if policy.kind == "policy" or (policy.kind == "baseline" and policy.name == "one_step_greedy"):
-            figures[f"lines_{file_name(policy.name)}"] = line_order(
-                policy, int(result.settings["acquisition"]["matrix"])
-            )
+        if policy.kind == "policy" or policy.privileged:
+            figures[f"lines_{file_name(policy.name)}"] = line_order(policy, matrix)
     return figures
 
 
@@ -38,7 +36,7 @@ def file_name(name: str) -> str:
 
 
 def curves(result: EvaluationResult, net: str, level: str, metric: str, title: str) -> bytes:
-    """Mean over patients against the number of lines, with 95 % bands; privileged policies dashed, full k-space dotted."""
+    """Mean over patients against lines, with 95 % bands; privileged policies dashed, full k-space dotted."""
 
     def draw(axes: "Axes") -> None:
         for policy in result.policies:

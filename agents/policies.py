@@ -121,7 +121,7 @@ class CallablePolicy:
     anytime = False
 
     def __init__(self, function: Chooser, name: str | None = None) -> None:
-        self.name: str = name or getattr(function, "__name__", type(function).__name__)
+        self.name = str(name or getattr(function, "__name__", type(function).__name__))
         self._function = function
 
     def begin(self, engine: KSpaceEngine) -> None:

@@ -13,7 +13,8 @@ from seggym.files import write_atomic, write_json
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
+table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
+table { display: block; overflow-x: auto; }
 th, td { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
 tr.apart td { color: #777; font-style: italic; background: #f7f7f7; }
 tr.subject td { font-weight: 600; }
@@ -21,16 +22,17 @@ img { max-width: 100%; } pre { background: #f7f7f7; padding: 1em; overflow-x: au
 """
 
 _PREFACE = (
-    "All k-space in this evaluation is simulated from magnitude images, with a smooth phase, an echo shift and noise; no "
-    "number here was measured on a scanner. Net A is the network that the environment rewards with, net B an independent "
-    "one with another seed and architecture: a policy that exploits its reward does worse by B. Intervals are 95 % and "
+    "All k-space in this evaluation is simulated from magnitude images, with a smooth phase, an echo shift and noise; "
+    "no number here was measured on a scanner. Net A is the network that the environment rewards with, net B an "
+    "independent one with another seed and architecture: a policy that exploits its reward does worse by B. "
+    "Intervals are 95 % and "
     "resample patients. Rows in italics are apart: one_step_greedy sees the labels of the slice that it scans (a "
     "reference, no competitor and no upper bound), full_kspace measures every line."
 )
 
 
 def write_report(result: EvaluationResult, folder: Path) -> list[Path]:
-    """Write ``evaluation.json``, ``evaluation.csv``, ``figures/*.png`` and ``report.html`` to ``folder``, atomically."""
+    """Write evaluation.json, evaluation.csv, figures/*.png and report.html to ``folder``, each atomically."""
     figures = all_figures(result)
     paths = [
         write_json(folder / "evaluation.json", result.to_json()),
@@ -44,6 +46,7 @@ def write_report(result: EvaluationResult, folder: Path) -> list[Path]:
 def report_html(result: EvaluationResult, figures: dict[str, bytes]) -> str:
     """The page; images are data URIs, so that the file can be sent alone."""
     role, patients = result.settings["role"], len(set(result.cases.patients))
+    facts = json.dumps({"settings": result.settings, **result.provenance}, indent=1, default=str)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>Evaluation: {html.escape(result.env_id)}</title><style>{_STYLE}</style></head><body>",
@@ -62,7 +65,7 @@ def report_html(result: EvaluationResult, figures: dict[str, bytes]) -> str:
         "<h2>At the largest budget</h2>",
         _last_budget(result),
         "<h2>Settings, data and versions</h2>",
-        f"<pre>{html.escape(json.dumps({'settings': result.settings, **result.provenance}, indent=1, default=str))}</pre>",
+        f"<pre>{html.escape(facts)}</pre>",
         "</body></html>",
     ]
     return "\n".join(parts)

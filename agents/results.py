@@ -57,7 +57,7 @@ def _reduce(run: Scores, net: str, level: str, metric: str) -> np.ndarray:
 
 @dataclass
 class EvaluationResult:
-    """All that an evaluation found: raw scores in ``policies``, presented by ``to_json()``, ``to_csv()`` and ``table()``.
+    """All that an evaluation found: raw scores in ``policies``; ``to_json()``, ``to_csv()`` and ``table()`` show them.
 
     The area of a policy is the mean of its Dice over the budgets of ``eval_range``. Intervals are 95 % percentile
     intervals from resampling patients (and training runs, where there are several).
@@ -215,8 +215,8 @@ class EvaluationResult:
         net, level, metric = self.headline
 
         def order(policy: PolicyResult) -> tuple[bool, bool, float]:
-            mean = self.interval(self.area_values(policy, net, level, metric), level)[0].mean
-            return policy.kind == "ceiling", policy.privileged, -mean
+            row = self.find(policy.name, net, "area", metric, level)
+            return policy.kind == "ceiling", policy.privileged, -row["mean"] if row else 0.0
 
         return sorted(self.policies, key=order)
 

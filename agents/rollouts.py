@@ -119,12 +119,13 @@ def grade_policy(policy: Policy, engine: KSpaceEngine, grader: Grader, observes:
     record = grader.empty(len(plan.points))
     lines = np.full((len(plan.cases), plan.budgets[-1]), -1, np.int16)
     illegal = 0
+    seen = any(part in ("probabilities", "features") for part in engine.settings.observation)
     for rows in plan.chunks():
         for run, (budget, read) in enumerate(plan.runs(policy)):
             _begin(engine, rows, budget, plan.cases)
             policy.begin(engine)
             if run == 0:
-                _read(record, 0, rows, engine)
+                _read(record, 0, rows, engine, fresh=True)
             active = torch.arange(engine.num_envs, device=engine.device) < len(rows)
             for step in range(1, budget + 1):
                 before = engine.acquired.clone()
@@ -137,7 +138,7 @@ def grade_policy(policy: Policy, engine: KSpaceEngine, grader: Grader, observes:
                     new = (engine.acquired & ~before)[: len(rows)].cpu()
                     lines[rows, step - 1] = torch.where(new.any(1), new.byte().argmax(1), -1).numpy()
                 if step in read:
-                    _read(record, plan.points.index(step), rows, engine)
+                    _read(record, plan.points.index(step), rows, engine, fresh=seen or not bool(active.any()))
                 bar.update()
     return {**record.scores(), "lines": lines, "illegal": np.asarray(illegal)}
 
@@ -162,10 +163,18 @@ def _begin(engine: KSpaceEngine, rows: torch.Tensor, budget: int, cases: Cases) 
     engine.begin(slots, Episodes(samples, torch.full_like(samples, budget), keys))
 
 
-def _read(record: Record, point: int, rows: torch.Tensor, engine: KSpaceEngine) -> None:
+def _read(record: Record, point: int, rows: torch.Tensor, engine: KSpaceEngine, fresh: bool) -> None:
+    """Record the current images; ``fresh`` says that the engine's own prediction belongs to them.
+
+    With the terminal reward the engine segments the first and the last image only, unless a network is observed.
+    """
     here = torch.arange(len(rows), device=engine.device)
     magnitude = engine.magnitude[here]
-    record.add(point, rows, engine, magnitude, _network_a(engine, here, magnitude))
+    if fresh and engine.prediction is not None:
+        prediction: Prediction | None = Prediction(*(part[here] for part in engine.prediction))
+    else:
+        prediction = _network_a(engine, here, magnitude)
+    record.add(point, rows, engine, magnitude, prediction)
 
 
 def _network_a(engine: KSpaceEngine, here: torch.Tensor, magnitude: torch.Tensor) -> Prediction | None:
