@@ -1,5 +1,6 @@
 """The keyword arguments of the k-space environments, checked in one place."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,12 @@ class KSpaceSettings:
         first, last = self.candidate_range
         if not 0 <= first <= last < matrix:
             raise SeggymError(f"candidates={self.candidates} must be [first, last] with 0 <= first <= last < {matrix}")
+        around = self.scan.initial_lines // 2
+        if matrix // 2 - around <= first and last <= matrix // 2 + around:
+            raise SeggymError(
+                f"candidates={self.candidates} holds initial lines only ({matrix // 2 - around} to "
+                f"{matrix // 2 + around} are measured before the first action); widen it"
+            )
         if self.lambda_seg < 0 or self.lambda_recon < 0 or self.lambda_seg + self.lambda_recon == 0:
             raise SeggymError("lambda_seg and lambda_recon must be >= 0, and one of them positive")
         if self.needs_network and self.reward_model is None:
@@ -115,18 +122,24 @@ class KSpaceSettings:
         """Smallest and largest budget of an episode."""
         if isinstance(self.budget, int):
             return self.budget, self.budget
-        low, high = self.budget
-        return int(low), int(high)
+        return _pair("budget", self.budget, "a number of lines or [low, high]")
 
     @property
     def candidate_range(self) -> tuple[int, int]:
         """First and last line that may be measured."""
         if self.candidates is None:
             return 0, self.scan.matrix - 1
-        first, last = self.candidates
-        return int(first), int(last)
+        return _pair("candidates", self.candidates, "[first, last]")
 
     @property
     def needs_network(self) -> bool:
         """Whether anything in a step asks for a segmentation."""
         return self.lambda_seg > 0 or any(part in _NEEDS_NETWORK for part in self.observation)
+
+
+def _pair(name: str, value: Sequence[int], expected: str) -> tuple[int, int]:
+    try:
+        low, high = (operator.index(bound) for bound in value)
+    except (TypeError, ValueError):
+        raise SeggymError(f"{name}={value!r} must be {expected}, in whole numbers") from None
+    return low, high
