@@ -24,10 +24,10 @@ _ENV_ARGUMENTS = {
 @one_sentence
 def main(config: DictConfig) -> None:
     """Train, or resume, the run that ``config`` describes."""
-    # Imported here so that --help does not wait for torch.
+    values = plain(config)
+    # Imported here so that neither --help nor a wrong configuration waits for torch.
     from seggym.agents.training import TrainSettings, check_run_folder, train
 
-    values = plain(config)
     run_dir = Path(values["run_dir"])
     settings = TrainSettings(
         env_id=values["env"]["id"],

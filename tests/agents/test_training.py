@@ -222,10 +222,19 @@ def test_command_line(tmp_path, tiny_env):
     assert load_policy(tmp_path / "run").card["algorithm"] == "ppo"
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["env"]["kwargs"]["acquisition"] == {"matrix": 32, "crop": 32}
-    again = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
-    assert again.returncode == 2
-    assert again.stderr.count("\n") == 1
-    assert "already holds a run" in again.stderr
+
+
+def test_command_line_ends_with_one_sentence(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "agents" / "train_asmr.py"),
+        "env=kspace_folder",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "env.kwargs.cohort_options.num_classes" in done.stderr
 
 
 def _environment():
