@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from seggym.agents.snapshots import LearnedPolicy
 
 # Keys of the command line that are arguments of the environment.
-_ENV_ARGUMENTS = {"datadir": "data_root", "split": "split", "reward_model": "reward_model", "device": "device"}
+_ENV_ARGUMENTS = {"datadir": "data_root", "split": "split", "reward_model_dir": "reward_model", "device": "device"}
 # What the environments of several snapshots must have in common to be training runs of one method.
 _SHARED = (
     "cohort",

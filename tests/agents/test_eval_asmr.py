@@ -107,7 +107,7 @@ def test_seeds_are_aggregated(snapshots, tmp_path):
 def test_both_networks_score_and_surfaces_are_there(reward_model, tmp_path):
     model = reward_model()
     env = {"id": SEG, "kwargs": SMALL}
-    options = {"reward_model": model, "surface_budgets": [2], "max_slices": 2, "window": 2, "baselines": None}
+    options = {"reward_model_dir": model, "surface_budgets": [2], "max_slices": 2, "window": 2, "baselines": None}
     run(values(env=env, output=str(tmp_path), **options))
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert {row["net"] for row in content["results"]} == {"A", "B", "image"}
