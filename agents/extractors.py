@@ -7,6 +7,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from seggym.errors import SeggymError
+
 # Vectors up to this length go through as they are; longer real-valued ones are standardised and projected.
 _SHORT = 16
 
@@ -43,6 +45,63 @@ class DictExtractor(BaseFeaturesExtractor):
         return torch.cat([part(observations[name].float()) for name, part in self.parts.items()], 1)
 
 
+class LineExtractor(BaseFeaturesExtractor):
+    """One score per line from a network that all lines share, followed by an embedding of everything else.
+
+    What makes a line worth measuring is much the same for all lines: whether its neighbours and its mirror image are
+    measured, how much energy they hold, how far out it lies. A network that looks at one line and its neighbourhood,
+    moved over k-space, learns that from every line at once; one that has an output per line learns it line by line.
+
+    Input: a Dict with ``acquired`` (N, M), ``budget`` (N, 1), and optionally ``energy`` (N, M) and whatever
+    :class:`DictExtractor` takes. Output: float32 (N, M + context): scores, which the head passes on
+    (:func:`seggym.agents.priors.start_head`), then the context, which the critic works with. ``width`` is the number of
+    channels, ``neighbours`` how many lines are seen on either side.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, width: int = 32, neighbours: int = 4, image_width: int = 16
+    ) -> None:
+        parts = observation_space.spaces
+        if "acquired" not in parts or "budget" not in parts:
+            raise SeggymError(
+                f"the extractor 'lines' needs acquired and budget among the parts of the observation, found "
+                f"{', '.join(parts)}: add them to env.kwargs.observation or choose the extractor 'dict'"
+            )
+        context = DictExtractor(observation_space, image_width, embedding=width)
+        self.num_scores = math.prod(parts["acquired"].shape or ())
+        super().__init__(observation_space, self.num_scores + context.features_dim)
+        self.context = context
+        self.has_energy = "energy" in parts
+        self.position: torch.Tensor
+        offset = (torch.arange(self.num_scores) - self.num_scores // 2) / self.num_scores
+        self.register_buffer("position", torch.stack([offset, offset.abs()]), persistent=False)
+        channels = 2 * (1 + self.has_energy) + len(self.position)
+        self.local = nn.Conv1d(channels, width, 2 * neighbours + 1, padding=neighbours)
+        self.shared = nn.Linear(context.features_dim, width)
+        self.score = nn.Sequential(nn.ReLU(), nn.Conv1d(width, width, 1), nn.ReLU(), nn.Conv1d(width, 1, 1))
+        # Training starts from the prior of the head: scores of zero everywhere.
+        last = self.score[-1]
+        assert isinstance(last, nn.Conv1d)
+        nn.init.zeros_(last.weight)
+
+    def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(N, features_dim): scores, then context."""
+        measured = [observations["acquired"].float()]
+        if self.has_energy:
+            measured.append(observations["energy"])
+        lines = torch.stack([*measured, *(_mirrored(line) for line in measured)], 1)
+        position = self.position.expand(len(lines), -1, -1)
+        context = self.context(observations)
+        seen = self.local(torch.cat([lines, position], 1)) + self.shared(context)[:, :, None]
+        return torch.cat([self.score(seen)[:, 0], context], 1)
+
+
+def _mirrored(lines: torch.Tensor) -> torch.Tensor:
+    """The value of line -k at line k, for (N, M) with DC at M // 2; with even M line 0 is its own mirror image."""
+    flipped = lines.flip(-1)
+    return flipped.roll(1, -1) if lines.shape[-1] % 2 == 0 else flipped
+
+
 def _image_network(shape: tuple[int, ...], width: int, embedding: int) -> nn.Sequential:
     """About 1.5 million multiplications for 128 x 128 pixels at width 16; the first stride of 4 saves most of them."""
     convolutions = nn.Sequential(
@@ -60,4 +119,4 @@ def _image_network(shape: tuple[int, ...], width: int, embedding: int) -> nn.Seq
 
 
 # What a snapshot may name.
-EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {"dict": DictExtractor}
+EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {"dict": DictExtractor, "lines": LineExtractor}

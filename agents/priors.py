@@ -23,8 +23,16 @@ def low_frequency_prior(num_lines: int, strength: float, num_actions: int | None
     return torch.cat([values, values.min().expand(extra)]) if extra else values
 
 
-def apply_prior(head: nn.Linear, prior: torch.Tensor) -> None:
-    """Make ``prior`` (A,) what the untrained ``head`` says: it becomes the bias, and the weights become small."""
+def start_head(head: nn.Linear, prior: torch.Tensor, passed: int = 0) -> None:
+    """Make ``prior`` (A,) what the untrained ``head`` says: it becomes the bias, and the weights become small.
+
+    The first ``passed`` features are scores of the first actions already (see
+    :class:`seggym.agents.extractors.LineExtractor`); they are added to the prior as they are.
+    """
     with torch.no_grad():
-        nn.init.orthogonal_(head.weight, _HEAD_GAIN)
+        if passed:
+            head.weight.zero_()
+            head.weight[:passed, :passed].fill_diagonal_(1.0)
+        else:
+            nn.init.orthogonal_(head.weight, _HEAD_GAIN)
         head.bias.copy_(prior)

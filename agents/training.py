@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 
 from seggym.agents import resuming
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
-from seggym.agents.algorithms.scores import best_legal, policy_heads
+from seggym.agents.algorithms.scores import best_legal, num_passed_scores, policy_heads
 from seggym.agents.callbacks import (
     Checkpoints,
     EpisodeLog,
@@ -27,7 +27,7 @@ from seggym.agents.callbacks import (
     Validation,
     metric_columns,
 )
-from seggym.agents.priors import apply_prior, low_frequency_prior
+from seggym.agents.priors import low_frequency_prior, start_head
 from seggym.agents.snapshots import save_snapshot
 from seggym.agents.validation import validate, validation_episodes
 from seggym.agents.vec_env import BatchedVecEnv
@@ -153,11 +153,12 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
             f"agent.hyperparameters={settings.hyperparameters} do not suit {settings.algorithm}: {error}; see the "
             "parameters of that algorithm in the documentation of stable-baselines3"
         ) from error
-    if settings.prior_strength:
+    heads = policy_heads(model.policy)
+    passed = num_passed_scores(model.policy)
+    if settings.prior_strength or passed:
         engine = env.batch.engine  # type: ignore[attr-defined]
         prior = low_frequency_prior(engine.num_lines, settings.prior_strength, engine.num_actions)
-        heads = policy_heads(model.policy)
-        apply_prior(heads[0], prior)
+        start_head(heads[0], prior, passed)
         for copy in heads[1:]:
             copy.load_state_dict(heads[0].state_dict())
     return model

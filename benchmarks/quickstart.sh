@@ -11,7 +11,7 @@ seed=0
 
 bash train_reward_model.sh +experiment=phantom output="$out/reward_model" seed=$seed
 bash generate_sampler.sh cohort=phantom output="$out/sampler.npz"
-bash train_asmr.sh env=kspace_phantom seed=$seed reward_model="$out/reward_model" \
+bash train_asmr.sh env=kspace_phantom seed=$seed reward_model_dir="$out/reward_model" \
     train_sampler_filename="$out/sampler.npz" run_dir="$out/policy"
 python agents/eval_asmr.py load_from_snapshot_base_dir="$out/policy" 'eval_range=[5,16]'
 echo "report: $out/policy/report.html"

@@ -1,5 +1,6 @@
 """Policy networks named by registry keys, as configs and snapshots do."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -23,7 +24,7 @@ def policy_kwargs(algorithm: str, network: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of a stable-baselines3 policy.
 
     ``network`` has ``extractor`` and ``activation`` (registry keys), ``extractor_kwargs`` and ``net_arch`` (sizes of
-    the hidden layers; actor and critic each get their own).
+    the hidden layers; actor and critic each get their own, different ones as ``{"pi": [...], "vf": [...]}``).
     """
     entry = find_algorithm(algorithm)
     if set(network) != _KEYS:
@@ -31,10 +32,11 @@ def policy_kwargs(algorithm: str, network: dict[str, Any]) -> dict[str, Any]:
     for key, known in (("extractor", EXTRACTORS), ("activation", ACTIVATIONS)):
         if network[key] not in known:
             raise SeggymError(f"network.{key}={network[key]!r} is unknown, expected one of {', '.join(known)}")
+    sizes = network["net_arch"]
     return {
         "features_extractor_class": EXTRACTORS[network["extractor"]],
         "features_extractor_kwargs": dict(network["extractor_kwargs"]),
-        "net_arch": list(network["net_arch"]),
+        "net_arch": dict(sizes) if isinstance(sizes, Mapping) else list(sizes),
         "activation_fn": ACTIVATIONS[network["activation"]],
         **entry.policy_kwargs,
     }

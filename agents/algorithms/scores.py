@@ -26,6 +26,12 @@ def best_legal(policy: BasePolicy, observation: dict[str, torch.Tensor], legal: 
     return scores.masked_fill(~legal, -torch.inf).argmax(1)
 
 
+def num_passed_scores(policy: BasePolicy) -> int:
+    """How many of the features that reach the head are scores of lines already."""
+    network = policy.q_net if isinstance(policy, DQNPolicy) else policy
+    return getattr(network.features_extractor, "num_scores", 0)
+
+
 def policy_heads(policy: BasePolicy) -> list[nn.Linear]:
     """The layers whose outputs are the scores: the actor's last, or the last of both Q networks."""
     if isinstance(policy, DQNPolicy):

@@ -241,6 +241,7 @@ class KSpaceEngine:
             "acquired": lambda: self.acquired.to(torch.int8),
             # A constant scale, so that the space does not change with the budget.
             "budget": lambda: (self.remaining / self.num_lines).to(torch.float32)[:, None],
+            "energy": self._energy,
             "image_float": lambda: (self.magnitude / self._white()).to(torch.float32)[:, None],
             "probabilities": lambda: (self._seen().probabilities * 255).round().to(torch.uint8),
             "features": lambda: self._seen().features.to(torch.float32).clone(),
@@ -259,6 +260,12 @@ class KSpaceEngine:
 
     def _image_uint8(self) -> torch.Tensor:
         return (self.magnitude * 255 / self._white()).clamp_(0, 255).round_().to(torch.uint8)[:, None]
+
+    def _energy(self) -> torch.Tensor:
+        """Energy of each measured line on a log scale, float32 (N, M): 1 is the strongest, 0 a millionth or less."""
+        energy = torch.view_as_real(self.signal).square().sum((2, 3)) * self.acquired
+        strongest = energy.amax(1, keepdim=True).clamp_min(1e-30)
+        return (1 + (energy / strongest).clamp_min(1e-6).log10() / 6).to(torch.float32)
 
     def _kspace(self) -> torch.Tensor:
         """Measured k-space in units of the root mean square of its samples, zero elsewhere: float32 (N, 2, M, M)."""

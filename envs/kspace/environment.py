@@ -26,6 +26,7 @@ def observation_space(engine: KSpaceEngine) -> spaces.Dict:
         "image": spaces.Box(0, 255, (1, crop, crop), np.uint8),
         "acquired": spaces.MultiBinary(lines),
         "budget": spaces.Box(0, 1, (1,), np.float32),
+        "energy": spaces.Box(0, 1, (lines,), np.float32),
         "image_float": spaces.Box(0, np.inf, (1, crop, crop), np.float32),
         "probabilities": spaces.Box(0, 255, (engine.stack.num_classes, crop, crop), np.uint8),
         "features": spaces.Box(-np.inf, np.inf, (features,), np.float32),
@@ -239,7 +240,8 @@ class KSpaceEnv(gymnasium.Env):
 
     ## Observation Space
     ``Dict`` of ``image`` uint8 (1, C, C), the reconstruction so far; ``acquired`` int8 (M,); ``budget`` float32 (1,),
-    the lines left, divided by M. ``observation=`` chooses other parts: ``image_float``, ``probabilities`` uint8
+    the lines left, divided by M. ``observation=`` chooses other parts: ``energy`` float32
+    (M,), of the measured lines on a log scale, ``image_float``, ``probabilities`` uint8
     (K, C, C), ``features`` float32 (F,), ``kspace`` float32 (2, M, M), ``action_mask`` int8 (A,). Everything is a
     function of measured samples only.
 

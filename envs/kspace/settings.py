@@ -8,7 +8,17 @@ from typing import Any
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition
 
-OBSERVATIONS = ("image", "acquired", "budget", "image_float", "probabilities", "features", "kspace", "action_mask")
+OBSERVATIONS = (
+    "image",
+    "acquired",
+    "budget",
+    "energy",
+    "image_float",
+    "probabilities",
+    "features",
+    "kspace",
+    "action_mask",
+)
 DEFAULT_OBSERVATION = ("image", "acquired", "budget")
 _NEEDS_NETWORK = ("probabilities", "features")
 _CHOICES = {
