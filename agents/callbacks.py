@@ -35,11 +35,10 @@ class MetricsFile:
         write_atomic(self.path, text.getvalue().encode())
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one row."""
+        """Add one row, or leave the file as it is where the disk is full."""
         text = io.StringIO()
         csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n").writerow(row)
-        with open(self.path, "a") as file:
-            file.write(text.getvalue())
+        write_atomic(self.path, self.path.read_bytes() + text.getvalue().encode())
 
 
 class Schedule:

@@ -24,7 +24,7 @@ from seggym.agents.scores import Scores, plan_cases
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.reward import Segmenter
 from seggym.envs.kspace.settings import KSpaceSettings
-from seggym.envs.kspace.sources import build_engine, load_cohort, resolve_device
+from seggym.envs.kspace.sources import build_engine, choose_patients, load_cohort, require_fit, resolve_device
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import SliceStack
@@ -112,19 +112,19 @@ def open_bench(
         settings_of(env_id, env_kwargs), role=role, precision="fp32", train_sampler_filename=None, illegal_action="noop"
     )
     cohort, split = load_cohort(settings)
-    patients = cohort.patients if role == "all" else list(getattr(split, role))
-    stack = prepared_slices(cohort, patients, settings.scan)
+    stack = prepared_slices(cohort, choose_patients(cohort, split, settings), settings.scan)
     weights: dict[str, str] = {}
     independent = None
     if settings.reward_model is not None and settings.needs_network:
         model = open_reward_model(settings.reward_model)
         weights = {name: card.weights for name, card in model.cards.items()}
         if net_b is None and model.independent is not None:
-            model.require_unseen("independent", stack.patients)
+            model.require_unseen("independent", stack.patients, cohort.name)
             net_b = str(model.independent)
         elif net_b is not None:
             other = open_reward_model(net_b)
-            other.require_unseen("full", stack.patients)
+            other.require_unseen("full", stack.patients, cohort.name)
+            require_fit(other, "full", cohort, settings)
             weights["independent"] = other.cards["full"].weights
             net_b = str(other.full)
         if net_b is not None:
@@ -230,7 +230,7 @@ def evaluate_policies(
 def check_range(eval_range: Sequence[int], settings: KSpaceSettings) -> tuple[int, int]:
     """``eval_range`` as (a, b); raises :class:`SeggymError` unless 1 <= a <= b and b lines are there to measure."""
     most = settings.scan.matrix - settings.scan.initial_lines
-    values = list(eval_range)
+    values = list(eval_range) if isinstance(eval_range, Iterable) else [eval_range]
     whole = all(isinstance(value, (int, np.integer)) for value in values)
     if len(values) != 2 or not whole or not 1 <= values[0] <= values[1] <= most:
         raise SeggymError(

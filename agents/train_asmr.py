@@ -32,7 +32,10 @@ def main(config: DictConfig) -> None:
     settings = TrainSettings(
         env_id=values["env"]["id"],
         env_kwargs=env_kwargs(values),
-        **{name: values["agent"][name] for name in ("algorithm", "hyperparameters", "network", "prior_strength")},
+        **{
+            name: values["agent"][name]
+            for name in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size")
+        },
         **{name: values[name] for name in TrainSettings.__dataclass_fields__ if name in values},
     )
     check_run_folder(settings)

@@ -44,10 +44,13 @@ _VALIDATION_BATCH = 64
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """A run. ``hyperparameters`` go to the stable-baselines3 algorithm, ``network`` is described at
+    """A run.
+
+    ``hyperparameters`` go to the stable-baselines3 algorithm, ``network`` is described at
     :func:`seggym.agents.algorithms.networks.policy_kwargs`, ``prior_strength`` at :mod:`seggym.agents.priors` (0 is
-    off). ``eval_every``, ``checkpoint_every`` and ``log_every`` count environment steps, 0 is never;
-    ``eval_episodes`` bounds the number of validation slices. ``device`` is the policy's, the environment has its own.
+    off), ``group_size`` at :mod:`seggym.agents.algorithms.grouped` (1 is off). ``eval_every``, ``checkpoint_every`` and
+    ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
+    ``device`` is the policy's, the environment has its own.
     """
 
     run_dir: str
@@ -57,6 +60,7 @@ class TrainSettings:
     hyperparameters: dict[str, Any]
     network: dict[str, Any]
     prior_strength: float = 0.0
+    group_size: int = 1
     seed: int = 0
     total_steps: int = 200_000
     num_envs: int = 32
@@ -135,7 +139,17 @@ def check_run_folder(settings: TrainSettings) -> None:
 def make_model(settings: TrainSettings) -> BaseAlgorithm:
     """Environment, algorithm and prior of a run, untrained; everything random in it follows from the seed."""
     algorithm = find_algorithm(settings.algorithm)
-    env = BatchedVecEnv(make_batch(settings.env_id, settings.env_kwargs, settings.num_envs))
+    env = BatchedVecEnv(make_batch(settings.env_id, settings.env_kwargs, settings.num_envs), settings.group_size)
+    rollouts: dict[str, Any] = {}
+    if settings.group_size > 1:
+        if algorithm.grouped_buffer is None:
+            raise SeggymError(
+                f"agent.group_size={settings.group_size}: {settings.algorithm} has no rollouts, set it to 1"
+            )
+        rollouts = {
+            "rollout_buffer_class": algorithm.grouped_buffer,
+            "rollout_buffer_kwargs": {"group_size": settings.group_size},
+        }
     try:
         with warnings.catch_warnings():
             # They warn that a batch does not divide the rollout, or that a small network is faster on a CPU.
@@ -146,6 +160,7 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
                 seed=settings.seed,
                 device=settings.device,
                 policy_kwargs=policy_kwargs(settings.algorithm, settings.network),
+                **rollouts,
                 **settings.hyperparameters,
             )
     except (TypeError, ValueError, AssertionError) as error:

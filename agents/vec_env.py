@@ -18,11 +18,14 @@ class BatchedVecEnv(VecEnv):
     episode; there ``reward_parts`` are sums over the episode and ``mean_quality`` is the mean of ``quality`` over its
     steps. What every environment reports at every step is in :attr:`last_infos`, as arrays with a leading axis N.
 
+    ``group_size`` neighbours share their seeds, so that they run the same episodes as long as those end together (see
+    :mod:`seggym.agents.algorithms.grouped`).
+
     Raises :class:`SeggymError` unless the environment resets in the step that ends an episode (SAME_STEP): any other
     mode would put a transition that never happened into the rollouts.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, group_size: int = 1) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise SeggymError(
@@ -30,6 +33,7 @@ class BatchedVecEnv(VecEnv):
                 "autoreset_mode='SameStep' to gymnasium.make_vec"
             )
         self.batch = env
+        self.group_size = group_size
         self.last_infos: dict[str, Any] = {}
         self._actions = np.zeros(env.num_envs, np.int64)
         self._returns = np.zeros(env.num_envs)
@@ -40,14 +44,15 @@ class BatchedVecEnv(VecEnv):
     # --- episodes -----------------------------------------------------------------------------------------------
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Give every environment its own 64 bits of ``SeedSequence([seed, worker])``; used by the next reset.
+        """Give every environment (every group) its own 64 bits of ``SeedSequence([seed, worker])`` for the next reset.
 
         seed + worker would let neighbouring runs share nearly all of their episodes.
         """
         if seed is None:
             self._seeds = [None] * self.num_envs
         else:
-            states = (np.random.SeedSequence([seed, worker]) for worker in range(self.num_envs))
+            workers = (slot // self.group_size for slot in range(self.num_envs))
+            states = (np.random.SeedSequence([seed, worker]) for worker in workers)
             self._seeds = [int(state.generate_state(1, np.uint64)[0]) for state in states]
         return self._seeds
 
