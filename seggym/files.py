@@ -10,6 +10,9 @@ from typing import Any
 
 from seggym.errors import SeggymError
 
+# Bytes that a disk with room for them is not called full.
+_PROBE = 1 << 20
+
 
 def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[Path], object]) -> Path:
     """Write ``path`` through a temporary file in the same folder, fsync and rename.
@@ -28,7 +31,7 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[Path], o
         if isinstance(write, bytes):
             temporary.write_bytes(write)
         else:
-            write(temporary)
+            _call_writer(write, temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -48,6 +51,21 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[Path], o
     return path
 
 
+def _call_writer(write: Callable[[Path], object], path: Path) -> None:
+    """Let ``write`` write ``path``; a disk that refuses it is an :class:`OSError`, whatever the writer makes of it."""
+    try:
+        write(path)
+    except OSError:
+        raise
+    except Exception:
+        # Writers in C++ (torch.save) report a full disk as a RuntimeError of their own making, so the disk is asked.
+        with open(path, "ab") as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+        raise
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> Path:
     """Write ``content`` as indented JSON, atomically. NaN is written as null: JSON has no NaN."""
     text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
@@ -60,7 +78,7 @@ def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise SeggymError(f"{what} {path} does not exist") from None
+        raise SeggymError(f"{what} {path} does not exist; mend the path or make the file") from None
     except (OSError, ValueError) as error:
         raise SeggymError(f"{what} {path} is not readable JSON ({error}); restore it or make it again") from None
 
