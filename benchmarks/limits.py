@@ -56,7 +56,7 @@ def main(*arguments: str) -> None:
     cohort: Cohort = open_cohort(options["cohort"], options.get("datadir"))
     patients = split_cohort(cohort).test
     model = open_reward_model(options["reward_model"])
-    model.require_unseen("full", patients)
+    model.require_unseen("full", patients, cohort.name)
     network = load_frozen(model.full)
     base = Acquisition(**model.acquisition)
     variants = {

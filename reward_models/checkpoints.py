@@ -73,18 +73,22 @@ class RewardModel:
             raise SeggymError(f"reward model {self.folder} has no network {key!r}; it has {', '.join(self.cards)}")
         return self.full if key == "full" else self.folder / key
 
-    def network_for(self, patient: str) -> str:
-        """Key of the network that may score ``patient``: one that was not trained on it."""
-        for fold, held_out in enumerate(self.folds):
-            if patient in held_out:
-                return f"fold{fold}"
-        self.require_unseen("full", [patient])
+    def network_for(self, patient: str, cohort: str) -> str:
+        """Key of the network that may score ``patient`` of ``cohort``: one that was not trained on it."""
+        if cohort == self.cohort:
+            for fold, held_out in enumerate(self.folds):
+                if patient in held_out:
+                    return f"fold{fold}"
+        self.require_unseen("full", [patient], cohort)
         return "full"
 
-    def require_unseen(self, key: str, patients: Iterable[str]) -> None:
-        """Raise :class:`SeggymError` naming those of ``patients`` that the network ``key`` was trained on."""
-        folder = self.path(key)
-        seen = sorted(set(patients) & set(self.cards[key].patients))
+    def require_unseen(self, key: str, patients: Iterable[str], cohort: str) -> None:
+        """Raise :class:`SeggymError` naming those of ``patients`` of ``cohort`` that network ``key`` was trained on.
+
+        Names are a cohort's own: patient001 of another cohort is somebody else.
+        """
+        folder, card = self.path(key), self.cards[key]
+        seen = sorted(set(patients) & set(card.patients)) if cohort == card.cohort else []
         if seen:
             raise SeggymError(
                 f"the network in {folder} was trained on {', '.join(seen)}, so its score of them would be optimistic; "

@@ -1,5 +1,6 @@
 """From the keyword arguments of an environment to its engine: data, networks and sampling weights."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from seggym.envs.kspace.sampler import load_weights
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
-from seggym.reward_models.checkpoints import open_reward_model, require_classes
+from seggym.reward_models.checkpoints import RewardModel, open_reward_model, require_classes
 from seggym.reward_models.frozen import load_frozen, resolve_device
 from seggym.reward_models.slices import prepared_slices
 
@@ -20,8 +21,7 @@ from seggym.reward_models.slices import prepared_slices
 def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
     """The engine that ``settings`` describe; data and networks are shared within the process."""
     cohort, split = load_cohort(settings)
-    patients = cohort.patients if settings.role == "all" else getattr(split, settings.role)
-    stack = prepared_slices(cohort, patients, settings.scan)
+    stack = prepared_slices(cohort, choose_patients(cohort, split, settings), settings.scan)
     device = resolve_device(settings.device)
     networks, routing = load_networks(settings, cohort, stack, device)
     return KSpaceEngine(
@@ -43,6 +43,18 @@ def load_cohort(settings: KSpaceSettings) -> tuple[Cohort, Split]:
     return cohort, split_cohort(cohort, settings.split)
 
 
+def choose_patients(cohort: Cohort, split: Split, settings: KSpaceSettings) -> list[str]:
+    """The patients in the role of ``settings``; raises :class:`SeggymError` where there are none."""
+    patients = cohort.patients if settings.role == "all" else list(getattr(split, settings.role))
+    if not patients:
+        origin = "the cohort's own split" if settings.split is None else f"split file {settings.split}"
+        raise SeggymError(
+            f"{origin} has no patient with role={settings.role} among the {len(cohort.patients)} of {cohort.root}; "
+            "choose another role or another split"
+        )
+    return patients
+
+
 def load_networks(
     settings: KSpaceSettings, cohort: Cohort, stack: SliceStack, device: torch.device
 ) -> tuple[list[Segmenter], torch.Tensor]:
@@ -51,20 +63,38 @@ def load_networks(
         return [], torch.zeros(len(stack), dtype=torch.int64)
     assert settings.reward_model is not None
     model = open_reward_model(settings.reward_model)
-    members = [model.network_for(patient) for patient in stack.patients]
+    warn_of_foreign_cohort(model, cohort)
+    members = [model.network_for(patient, cohort.name) for patient in stack.patients]
     names = sorted(set(members))
     networks: list[Segmenter] = []
     for name in names:
-        folder, card = model.path(name), model.cards[name]
-        require_classes(card, cohort.num_classes, folder)
-        if card.crop != settings.scan.crop:
-            raise SeggymError(
-                f"the network in {folder} was trained on {card.crop} x {card.crop} images, this environment shows "
-                f"{settings.scan.crop} x {settings.scan.crop}: train one with the same acquisition, or set "
-                "acquisition.crop"
-            )
-        networks.append(load_frozen(folder, device, settings.precision))
+        require_fit(model, name, cohort, settings)
+        networks.append(load_frozen(model.path(name), device, settings.precision))
     return networks, torch.tensor([names.index(member) for member in members])
+
+
+def warn_of_foreign_cohort(model: RewardModel, cohort: Cohort) -> None:
+    """Warn where ``model`` was trained on another cohort: allowed, so that an environment can be tried at once."""
+    if model.cohort != cohort.name:
+        warnings.warn(
+            f"the reward model in {model.folder} was trained on cohort {model.cohort} and scores cohort {cohort.name} "
+            "here, so its Dice says little; train one on these data with "
+            f"`bash train_reward_model.sh cohort={cohort.name}`",
+            stacklevel=2,
+        )
+
+
+def require_fit(model: RewardModel, name: str, cohort: Cohort, settings: KSpaceSettings) -> None:
+    """Raise :class:`SeggymError` unless network ``name`` knows the cohort's classes and the environment's image size."""
+    folder, card, crop = model.path(name), model.cards[name], settings.scan.crop
+    require_classes(card, cohort.num_classes, folder)
+    if card.crop != crop:
+        scan = {key: model.acquisition[key] for key in ("matrix", "crop") if key in model.acquisition}
+        raise SeggymError(
+            f"the network in {folder} was trained on {card.crop} x {card.crop} images, this environment shows {crop} x "
+            f"{crop}: pass acquisition={scan or {'crop': card.crop}}, or train a network with the acquisition of this "
+            "environment"
+        )
 
 
 def load_reconstructor(settings: KSpaceSettings, device: torch.device):

@@ -137,15 +137,15 @@ def test_a_wrong_class_count_names_both_counts(tmp_path: Path) -> None:
 
 def test_every_patient_is_scored_by_a_network_that_never_saw_it(tmp_path: Path) -> None:
     model = open_reward_model(save_reward_model(tmp_path))
-    assert [model.network_for(patient) for patient in "abcdz"] == ["fold0", "fold0", "fold1", "fold1", "full"]
+    assert [model.network_for(patient, "phantom") for patient in "abcdz"] == ["fold0", "fold0", "fold1", "fold1", "full"]
     for patient in "abcdz":
-        key = model.network_for(patient)
+        key = model.network_for(patient, "phantom")
         assert patient not in load_network(model.path(key))[1].patients
     assert model.independent == tmp_path / "independent"
     assert model.acquisition == {"matrix": 128}
-    model.require_unseen("independent", ["y", "z"])
+    model.require_unseen("independent", ["y", "z"], "phantom")
     with pytest.raises(SeggymError, match=r"was trained on a, b,"):
-        model.require_unseen("independent", ["b", "z", "a"])
+        model.require_unseen("independent", ["b", "z", "a"], "phantom")
     with pytest.raises(SeggymError, match="fold7"):
         model.path("fold7")
 
@@ -154,9 +154,15 @@ def test_a_single_network_is_a_reward_model_without_folds(tmp_path: Path) -> Non
     save(tmp_path, ["a"])
     model = open_reward_model(tmp_path)
     assert (model.folds, model.independent, model.path("full")) == ([], None, tmp_path)
-    assert model.network_for("z") == "full"
+    assert model.network_for("z", "phantom") == "full"
     with pytest.raises(SeggymError, match="was trained on a"):
-        model.network_for("a")
+        model.network_for("a", "phantom")
+
+
+def test_a_patient_of_another_cohort_is_somebody_else(tmp_path: Path) -> None:
+    model = open_reward_model(save_reward_model(tmp_path))
+    assert [model.network_for(patient, "acdc") for patient in "ad"] == ["full", "full"]
+    model.require_unseen("independent", ["a", "b"], "acdc")
 
 
 def test_a_reward_model_whose_fold_saw_its_held_out_patients_is_refused(tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def test_cross_fitting_keeps_patients_apart(cohort, tmp_path):
         assert sorted([*card.patients, *held_out]) == sorted(split.train)
     assert sorted(model.cards["full"].patients) == sorted(split.train)
     assert model.cards["independent"].architecture == "unext"
-    assert {model.network_for(patient) for patient in split.train} == {"fold0", "fold1"}
-    assert {model.network_for(patient) for patient in (*split.val, *split.test)} == {"full"}
+    assert {model.network_for(patient, cohort.name) for patient in split.train} == {"fold0", "fold1"}
+    assert {model.network_for(patient, cohort.name) for patient in (*split.val, *split.test)} == {"full"}
     assert set(model.cards["full"].metrics["test"]) == {"1", "2", "4", "8", "16"}
 
     # A second call finds everything done and changes nothing; other data are refused.
