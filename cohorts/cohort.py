@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,15 @@ def open_cohort(name: str, root: str | os.PathLike[str] | None = None, **options
     if name not in READERS:
         raise SeggymError(f"cohort {name!r} is unknown, expected one of {', '.join(sorted(READERS))}")
     module, function = READERS[name].split(":")
-    return getattr(import_module(module), function)(cohort_root(name, root), **options)
+    reader = getattr(import_module(module), function)
+    try:
+        signature(reader).bind(root, **options)
+    except TypeError as error:
+        known = ", ".join(list(signature(reader).parameters)[1:])
+        raise SeggymError(
+            f"the options {options} do not suit cohort {name} ({error}); its options are {known}"
+        ) from None
+    return reader(cohort_root(name, root), **options)
 
 
 def seggym_home() -> Path:
@@ -109,7 +118,8 @@ def seggym_home() -> Path:
 def cohort_root(name: str, root: str | os.PathLike[str] | None = None) -> Path:
     """Where the cohort lies: the argument, else ``$SEGGYM_<NAME>_ROOT``, else ``$SEGGYM_HOME/cohorts/<name>``."""
     chosen = root or os.environ.get(f"SEGGYM_{name.upper()}_ROOT") or seggym_home() / "cohorts" / name
-    return Path(chosen).expanduser()
+    # Hydra reads a folder called 2024 as a number.
+    return Path(str(chosen)).expanduser()
 
 
 def require_folder(root: Path, name: str) -> None:

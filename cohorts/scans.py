@@ -43,7 +43,7 @@ class Scan:
 
 def refuse(path: Path, message: str) -> None:
     """The ``complain`` of a reader: raise :class:`SeggymError` at the first fault."""
-    raise SeggymError(f"{path} {message}")
+    raise SeggymError(f"{path} {message} (`seggym check-data` lists every problem of a folder at once)")
 
 
 def read_scan(path: Path, complain: Complain, *, colour: bool = False) -> Scan | None:

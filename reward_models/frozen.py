@@ -162,7 +162,7 @@ class FrozenNetwork:
         return Prediction(logits.to(wide).softmax(dim=1).contiguous(), features)
 
 
-_CACHE: dict[tuple[str, str, str], tuple[tuple[int, int], FrozenNetwork]] = {}
+_CACHE: dict[tuple[str, str, str, str], tuple[tuple[int, int], FrozenNetwork]] = {}
 
 
 def load_frozen(
@@ -179,7 +179,7 @@ def load_frozen(
     path = Path(folder).resolve()
     target = resolve_device(device)
     precision = resolve_precision(precision, target)
-    key = (str(path), str(target), precision)
+    key = (str(path), str(target), precision, task)
     cached = _CACHE.get(key)
     stamp = _stamp(path)
     if cached is None or cached[0] != stamp:
