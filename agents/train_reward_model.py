@@ -73,9 +73,15 @@ def summary(folder: Path) -> str:
     rows.append(f"{'network':14}{'acceleration':>13}{'per volume':>26}{'per slice':>26}")
     for name, card in open_reward_model(folder).cards.items():
         for acceleration, scores in card.metrics.get("test", {}).items():
-            cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*scores[level]["dice"]) for level in ("volume", "slice")]
+            cells = [_cell(*scores[level]["dice"]) for level in ("volume", "slice")]
             rows.append(f"{name + ' ' + card.architecture:14}{acceleration:>13}{cells[0]:>26}{cells[1]:>26}")
     return "\n".join(rows)
+
+
+def _cell(mean: float | None, low: float | None, high: float | None) -> str:
+    """Mean and interval; JSON has None where there is no number, such as the interval of a single patient."""
+    shown = ["-" if value is None else f"{value:.3f}" for value in (mean, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 if __name__ == "__main__":

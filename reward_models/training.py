@@ -155,18 +155,27 @@ class _Trainer:
         self.best_weights: dict[str, torch.Tensor] = {}
 
     def run(self) -> None:
-        recipe = self.recipe
         writer = SummaryWriter(str(self.folder / "tensorboard")) if self.rank == 0 else None
-        bar = tqdm(
-            total=recipe.iterations, initial=self.iteration, desc=self.folder.name, disable=self.rank > 0, mininterval=5
-        )
+        # Closed on an error as well, so that its message begins a line of its own.
+        with tqdm(
+            total=self.recipe.iterations,
+            initial=self.iteration,
+            desc=self.folder.name,
+            disable=self.rank > 0,
+            mininterval=5,
+        ) as bar:
+            self._iterate(bar, writer)
+        if writer is not None:
+            writer.close()
+
+    def _iterate(self, bar: tqdm, writer: SummaryWriter | None) -> None:
         started, ended, running = time.monotonic() - self.seconds, self._ended(), []
         while not ended:
             running.append(self._step())
             self.iteration += 1
             bar.update()
             self.seconds = time.monotonic() - started
-            if self.iteration % recipe.validate_every == 0 or self._ended():
+            if self.iteration % self.recipe.validate_every == 0 or self._ended():
                 if self.rank == 0:
                     dice = self._validate()
                     bar.set_postfix(loss=f"{np.mean(running):.3f}", dice=f"{dice:.3f}", best=f"{self.best:.3f}")
@@ -176,9 +185,6 @@ class _Trainer:
                     self._save()
                 running.clear()
                 ended = self._agreed(self._ended())
-        bar.close()
-        if writer is not None:
-            writer.close()
 
     def _ended(self) -> bool:
         recipe = self.recipe
