@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")"
 PYTHON=python3
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
-exec "$PYTHON" agents/train_reward_model.py "$@"
+exec "$PYTHON" agents/train_reward_model.py publish=true "$@"

@@ -3,6 +3,7 @@
 ``bash train_reward_model.sh cohort=acdc reward_model=unext datadir=/data/acdc``
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seggym.cohorts.cohort import open_cohort, seggym_home
 from seggym.cohorts.splits import save_split, split_cohort
+from seggym.configs.checking import build, require_types
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import Acquisition
@@ -24,14 +26,15 @@ from seggym.reward_models.training import Recipe, start_distributed
 @one_sentence
 def main(config: DictConfig) -> None:
     """Train all networks of the reward model and print how well they segment held-out patients."""
+    types = {"threads": int, "seed": int, "folds": int}
+    require_types({key: config[key] for key in types}, types)
     torch.set_num_threads(config.threads)
     start_distributed()
     cohort = open_cohort(config.cohort.name, config.datadir, **config.cohort.options)
     split = split_cohort(cohort, config.cohort.split)
-    settings = OmegaConf.to_container(config.cohort.acquisition, resolve=True)
-    assert isinstance(settings, dict)
-    acquisition = Acquisition(**{str(key): value for key, value in settings.items()})
-    folder = Path(config.output).expanduser() if config.output else seggym_home() / "reward_models" / cohort.name
+    acquisition = build(Acquisition, config.cohort.acquisition, "cohort.acquisition.")
+    place = seggym_home() if config.publish else Path("runs")
+    folder = Path(config.output).expanduser() if config.output else place / "reward_models" / cohort.name
     plan = Plan(recipe(config, config.reward_model), _independent(config), config.folds)
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
     save_split(split, folder / "split.json")
@@ -46,13 +49,11 @@ def main(config: DictConfig) -> None:
 
 def recipe(config: DictConfig, network: DictConfig) -> Recipe:
     """The training recipe of ``network`` (architecture and options) with the shared hyperparameters."""
-    shared = OmegaConf.to_container(config.training, resolve=True)
     options = OmegaConf.to_container(network.options, resolve=True)
-    assert isinstance(shared, dict)
     assert isinstance(options, dict)
-    own = {str(key): value for key, value in shared.items()}
-    return Recipe(
-        architecture=network.architecture, options={str(k): v for k, v in options.items()}, seed=config.seed, **own
+    shared = build(Recipe, config.training, "training.")
+    return replace(
+        shared, architecture=network.architecture, options={str(k): v for k, v in options.items()}, seed=config.seed
     )
 
 

@@ -91,7 +91,7 @@ def _reward_models(advice: list[str]) -> Iterator[str]:
         yield f"  {name}: {card.architecture}, {card.num_outputs} classes, networks {', '.join(model.cards)}"
     if "acdc" not in names or missing:
         wanted = missing[0] if missing else "acdc"
-        advice.append(f"`bash train_reward_model.sh cohort={wanted} publish=true` trains a reward model")
+        advice.append(f"`bash train_reward_model.sh cohort={wanted}` trains a reward model")
 
 
 def _installed(name: str) -> bool:
