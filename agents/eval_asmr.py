@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from seggym.configs.checking import require_types
 from seggym.errors import SeggymError, one_sentence
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Keys of the command line that are arguments of the environment.
 _ENV_ARGUMENTS = {"datadir": "data_root", "split": "split", "reward_model_dir": "reward_model", "device": "device"}
+_TYPES = {"threads": int, "repeats": int, "window": int, "max_slices": int, "progress_bar": bool}
 # What the environments of several snapshots must have in common to be training runs of one method.
 _SHARED = (
     "cohort",
@@ -47,6 +49,7 @@ def run(values: dict[str, Any]) -> str:
     from seggym.agents.evaluation import check_range, evaluate_policies, open_bench
     from seggym.agents.report import write_report
 
+    require_types({key: values[key] for key in _TYPES}, _TYPES)
     torch.set_num_threads(values["threads"])
     runs, env_id, env_kwargs, output = _subject(values)
     bench = open_bench(env_id, env_kwargs, values["role"], values["net_b"])

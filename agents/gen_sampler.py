@@ -7,10 +7,11 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from seggym.cohorts.cohort import open_cohort, seggym_home
 from seggym.cohorts.splits import split_cohort
+from seggym.configs.checking import build, require_types
 from seggym.envs.kspace.sampler import combination_weights, save_weights
 from seggym.errors import one_sentence
 from seggym.kspace.acquisition import Acquisition
@@ -22,9 +23,8 @@ from seggym.reward_models.slices import prepared_slices
 def main(config: DictConfig) -> None:
     """Weigh every training slice and say what that does to the rarest combination of labels."""
     cohort = open_cohort(config.cohort.name, config.datadir, **config.cohort.options)
-    settings = OmegaConf.to_container(config.cohort.acquisition, resolve=True)
-    assert isinstance(settings, dict)
-    acquisition = Acquisition(**{str(key): value for key, value in settings.items()})
+    require_types({"cap": config.cap}, {"cap": float})
+    acquisition = build(Acquisition, config.cohort.acquisition, "cohort.acquisition.")
     stack = prepared_slices(cohort, split_cohort(cohort, config.cohort.split).train, acquisition)
     weights = combination_weights(stack, config.cap)
     default = seggym_home() / "samplers" / f"{cohort.name}.npz"

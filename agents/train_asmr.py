@@ -7,6 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from seggym.configs.checking import build
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
 
@@ -29,15 +30,11 @@ def main(config: DictConfig) -> None:
     from seggym.agents.training import TrainSettings, check_run_folder, train
 
     run_dir = Path(values["run_dir"])
-    settings = TrainSettings(
-        env_id=values["env"]["id"],
-        env_kwargs=env_kwargs(values),
-        **{
-            name: values["agent"][name]
-            for name in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size")
-        },
-        **{name: values[name] for name in TrainSettings.__dataclass_fields__ if name in values},
-    )
+    agent = {
+        key: values["agent"][key] for key in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size")
+    }
+    own = {key: values[key] for key in TrainSettings.__dataclass_fields__ if key in values}
+    settings = build(TrainSettings, {"env_id": values["env"]["id"], "env_kwargs": env_kwargs(values), **agent, **own})
     check_run_folder(settings)
     if not settings.resume:
         write_atomic(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())

@@ -54,6 +54,13 @@ class Recipe:
     patience: int = 6
     max_minutes: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise SeggymError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if not self.learning_rate > 0:
+            raise SeggymError(f"training.learning_rate={self.learning_rate} must be positive")
+
 
 class Simulator:
     """Random training batches: slices, phase, noise, masks and augmentation from one generator."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from seggym.configs.checking import build
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition
 
@@ -119,13 +120,7 @@ class KSpaceSettings:
     @property
     def scan(self) -> Acquisition:
         """The acquisition with its defaults filled in."""
-        try:
-            return Acquisition(**self.acquisition)
-        except TypeError as error:
-            raise SeggymError(
-                f"acquisition={dict(self.acquisition)} has a field that the scan does not know ({error}); it knows "
-                f"{', '.join(Acquisition.__dataclass_fields__)}"
-            ) from None
+        return build(Acquisition, self.acquisition, "acquisition.")
 
     @property
     def budget_range(self) -> tuple[int, int]:

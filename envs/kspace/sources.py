@@ -85,7 +85,7 @@ def warn_of_foreign_cohort(model: RewardModel, cohort: Cohort) -> None:
 
 
 def require_fit(model: RewardModel, name: str, cohort: Cohort, settings: KSpaceSettings) -> None:
-    """Raise :class:`SeggymError` unless network ``name`` knows the cohort's classes and the environment's image size."""
+    """Raise :class:`SeggymError` unless network ``name`` knows the cohort's classes and the image size."""
     folder, card, crop = model.path(name), model.cards[name], settings.scan.crop
     require_classes(card, cohort.num_classes, folder)
     if card.crop != crop:

@@ -1,0 +1,48 @@
+"""Types of configuration values, told before anything is computed with them."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from seggym.errors import SeggymError
+
+Record = TypeVar("Record")
+
+
+def build(record: type[Record], values: Mapping[str, Any], prefix: str = "") -> Record:
+    """The dataclass ``record`` with ``values``, which must be among its fields and of their types."""
+    plain = OmegaConf.to_container(values, resolve=True) if isinstance(values, DictConfig) else values
+    if not isinstance(plain, Mapping):
+        raise SeggymError(f"{prefix.rstrip('.')}={plain!r} is a {type(plain).__name__}, expected keys and values")
+    named = {str(key): value for key, value in plain.items()}
+    require_types(named, get_type_hints(record), prefix)
+    return record(**named)
+
+
+def require_types(values: Mapping[str, Any], types: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise :class:`SeggymError` naming the first of ``values`` that is not of its type, or that ``types`` lacks.
+
+    ``types`` maps a key to a type, a union, or a generic such as ``list[int]``, of which only the ``list`` is checked.
+    A whole number is a ``float`` too, but true and false are no numbers. ``prefix`` goes before a key in the message.
+    """
+    for key, value in values.items():
+        if key not in types:
+            raise SeggymError(f"{prefix}{key} is unknown, expected some of {', '.join(types)}; leave it out")
+        allowed = _classes(types[key])
+        if type(value) not in allowed and not (isinstance(value, allowed) and not isinstance(value, bool)):
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in dict.fromkeys(allowed))
+            raise SeggymError(f"{prefix}{key}={value!r} is a {type(value).__name__}, expected {expected}; mend the key")
+
+
+def _classes(annotation: Any) -> tuple[type, ...]:
+    """The classes whose instances ``annotation`` admits."""
+    if annotation is None or annotation is type(None):
+        return (type(None),)
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return (float, int) if annotation is float else (annotation,)
+    origin = get_origin(annotation)
+    if isinstance(origin, type) and not origin.__name__.startswith("Union"):
+        # Sequences come from YAML as lists.
+        return (tuple, list) if origin is tuple else (origin,)
+    return tuple(kind for part in get_args(annotation) for kind in _classes(part))
