@@ -22,23 +22,25 @@ from stable_baselines3.common.policies import BasePolicy
 from seggym.agents.algorithms.masked_dqn import MASK
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import ACTOR_CRITICS, action_scores, best_legal
+from seggym.configs.checking import require_types
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.environment import observation_space
 from seggym.errors import SeggymError
-from seggym.files import read_json, write_atomic, write_json
+from seggym.files import json_bytes, read_json, write_together
 
 WEIGHTS = "policy.safetensors"
 CARD = "policy.json"
 FORMAT = 1
 _PACKAGES = ("seggym", "torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy")
-_CARD_KEYS = {
-    "format", "algorithm", "network", "observation", "num_actions", "num_lines", "num_classes", "env_id", "env_kwargs",
-    "reward_model_hash", "data_fingerprint", "seed", "steps", "metrics", "versions", "weights",
+_CARD_TYPES = {
+    "format": int, "algorithm": str, "network": dict, "observation": dict, "num_actions": int, "num_lines": int,
+    "num_classes": int, "env_id": str, "env_kwargs": dict, "reward_model_hash": str | None, "data_fingerprint": str,
+    "seed": int, "steps": int, "metrics": dict, "versions": dict, "weights": str,
 }  # fmt: skip
 
 
 def save_snapshot(folder: str | os.PathLike[str], model: BaseAlgorithm, metadata: Mapping[str, Any]) -> Path:
-    """Write the policy of ``model`` to ``folder``, each file atomically; returns the folder.
+    """Write the policy of ``model`` to ``folder``, both files or neither; returns the folder.
 
     ``metadata``: ``algorithm``, ``network``, ``env_id``, ``env_kwargs``, ``num_lines``, ``num_classes``,
     ``reward_model_hash``, ``data_fingerprint``, ``seed`` and ``metrics``.
@@ -57,8 +59,7 @@ def save_snapshot(folder: str | os.PathLike[str], model: BaseAlgorithm, metadata
         "versions": {package: _version(package) for package in _PACKAGES},
         "weights": hashlib.sha256(content).hexdigest()[:16],
     }
-    write_atomic(folder / WEIGHTS, content)
-    write_json(folder / CARD, card)
+    write_together({folder / WEIGHTS: content, folder / CARD: json_bytes(card)})
     return folder
 
 
@@ -198,12 +199,13 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise SeggymError(f"snapshot {path} holds a {type(card).__name__}, expected an object: train the policy again")
     if "_target_" in path.read_text():
         raise SeggymError(f"snapshot {path} has a _target_, expected registry keys only: do not use this file")
-    if card.get("format") != FORMAT or set(card) != _CARD_KEYS:
-        different = sorted(set(card) ^ _CARD_KEYS) or [f"format {card.get('format')!r}"]
+    if card.get("format") != FORMAT or set(card) != set(_CARD_TYPES):
+        different = sorted(set(card) ^ set(_CARD_TYPES)) or [f"format {card.get('format')!r}"]
         raise SeggymError(
             f"snapshot {path} is not one of seggym's (format {FORMAT}): {', '.join(different)} missing or unexpected; "
             "train the policy again"
         )
+    require_types(card, _CARD_TYPES, f"snapshot {path}: ")
     return card
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,32 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[Path], o
     is one, stays untouched until the new one is safely on disk. Raises :class:`SeggymError` when writing fails.
     """
     path = Path(path)
-    temporary: Path | None = None
+    write_together({path: write})
+    return path
+
+
+def write_together(contents: Mapping[Path, bytes | Callable[[Path], object]]) -> None:
+    """:func:`write_atomic` for files that belong together: none is replaced before all of them are safely on disk."""
+    temporaries: dict[Path, Path] = {}
+    path = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix is kept because some writers (np.savez, nibabel) choose the format by it.
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        if isinstance(write, bytes):
-            temporary.write_bytes(write)
-        else:
-            _call_writer(write, temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        for path, write in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The suffix is kept because some writers (np.savez, nibabel) choose the format by it.
+            handle, name = tempfile.mkstemp(prefix=".partial-", suffix="".join(path.suffixes[-2:]), dir=path.parent)
+            os.close(handle)
+            temporary = temporaries[path] = Path(name)
+            if isinstance(write, bytes):
+                temporary.write_bytes(write)
+            else:
+                _call_writer(write, temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SeggymError(
@@ -45,10 +54,9 @@ def write_atomic(path: str | os.PathLike[str], write: bytes | Callable[[Path], o
             "another folder, then run the same command again"
         ) from error
     finally:
-        if temporary is not None:
+        for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-    return path
 
 
 def _call_writer(write: Callable[[Path], object], path: Path) -> None:
@@ -68,8 +76,12 @@ def _call_writer(write: Callable[[Path], object], path: Path) -> None:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> Path:
     """Write ``content`` as indented JSON, atomically. NaN is written as null: JSON has no NaN."""
-    text = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
-    return write_atomic(path, text.encode())
+    return write_atomic(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:
+    """``content`` as :func:`write_json` writes it."""
+    return (json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | os.PathLike[str], what: str = "file") -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from seggym.errors import SeggymError, one_sentence
-from seggym.files import read_json, write_atomic, write_json
+from seggym.files import read_json, write_atomic, write_json, write_together
 
 OLD = b"the previous content"
 
@@ -90,6 +90,22 @@ def test_a_failing_disk_leaves_the_previous_file(tmp_path, monkeypatch, step):
         write_atomic(path, b"new")
     assert path.read_bytes() == OLD
     assert leftovers(tmp_path) == []
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path):
+    weights, card = tmp_path / "weights.bin", tmp_path / "card.json"
+    weights.write_bytes(OLD)
+    card.write_bytes(OLD)
+
+    def refuse(temporary):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(SeggymError, match=r"card\.json: No space left"):
+        write_together({weights: b"new", card: refuse})
+    assert weights.read_bytes() == card.read_bytes() == OLD
+    assert leftovers(tmp_path) == []
+    write_together({weights: b"new", card: b"new"})
+    assert weights.read_bytes() == card.read_bytes() == b"new"
 
 
 def test_an_exception_of_the_writer_leaves_the_previous_file(tmp_path):

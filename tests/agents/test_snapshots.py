@@ -107,6 +107,8 @@ def test_missing_and_foreign_snapshots_are_refused(save, tmp_path):
         ({"network": {**original["network"], "net_arch": [8]}}, "does not fit"),
         ({"observation": {"image": {"kind": "magic"}}}, "observation part that is unknown"),
         ({"weights": "0"}, "is not the file that"),
+        ({"num_actions": "x"}, "num_actions='x' is a str, expected int"),
+        ({"env_kwargs": None}, "env_kwargs=None is a NoneType, expected dict"),
     ):
         card.write_text(json.dumps({**original, **change}))
         with pytest.raises(SeggymError, match=pattern):
