@@ -10,8 +10,7 @@ import torch
 from seggym.agents.policies import Policy
 from seggym.agents.scores import Cases, Scores, segmentation_scores
 from seggym.envs.kspace.engine import Episodes, KSpaceEngine
-from seggym.envs.kspace.lookahead import segment
-from seggym.envs.kspace.reward import Segmenter
+from seggym.envs.kspace.reward import Segmenter, segment
 from seggym.kspace import simulation
 from seggym.reward_models import image_quality, metrics
 from seggym.reward_models.frozen import Prediction

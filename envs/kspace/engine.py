@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from seggym.envs.kspace.reward import Segmenter, Truth, quality, quality_reward
+from seggym.envs.batched import Rows, read_rows, write_rows
+from seggym.envs.kspace.reward import Segmenter, Truth, quality, quality_reward, segment
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace import orders, simulation
@@ -116,6 +117,7 @@ class KSpaceEngine:
         self.acquired[slots] = self._initial
         initial = simulation.reconstruct(self.signal[slots].transpose(1, 2), self.acquired[slots], self.acquisition)
         self.image[slots] = initial
+        self._refresh_magnitude(slots)
         self._score(slots)
         self.initial_quality[slots] = self.quality[slots]
 
@@ -132,7 +134,7 @@ class KSpaceEngine:
             full = simulation.reconstruct(clean, every, self.acquisition).abs()
             reference = image_quality.encode_reference(full, self.stack.data_range[episodes.samples].to(self.dtype))
         truth = Truth(metrics.encode_truth(self.stack.labels[episodes.samples], self.stack.num_classes), reference)
-        self.truth = self._write(self.truth, slots, truth)
+        self.truth = write_rows(self.truth, slots, truth, self.num_envs)
 
     def _check(self, episodes: Episodes) -> None:
         low, high = 1, self.num_lines - self.acquisition.initial_lines
@@ -154,6 +156,7 @@ class KSpaceEngine:
 
     def step(self, actions: torch.Tensor, active: torch.Tensor | None = None) -> StepResult:
         """Measure line ``actions`` int64 (N,) in every environment that is ``active`` bool (N,) (default: all)."""
+        rows: Rows = slice(None) if active is None else active.nonzero()[:, 0]
         active = torch.ones_like(actions, dtype=torch.bool) if active is None else active
         inside = (actions >= 0) & (actions < self.num_actions)
         chosen = torch.where(inside, actions, 0)
@@ -180,11 +183,12 @@ class KSpaceEngine:
         before = self.quality.clone()
         # Only the last image of an episode is rewarded in terminal mode; the others need no network, unless it is seen.
         if self.settings.reward == "terminal" and not self._network_is_observed:
-            slots = terminated.nonzero()[:, 0]
-            self._refresh_magnitude(active.nonzero()[:, 0])
-            self._score(slots)
+            self._refresh_magnitude(rows)
+            if bool(terminated.any()):
+                self._score(terminated.nonzero()[:, 0])
         else:
-            self._score(active.nonzero()[:, 0])
+            self._refresh_magnitude(rows)
+            self._score(rows)
         gain = quality_reward(
             self.settings, before, self.quality, self.initial_quality, self.steps, self.budgets, terminated
         )
@@ -197,40 +201,23 @@ class KSpaceEngine:
     def _network_is_observed(self) -> bool:
         return any(part in ("probabilities", "features") for part in self.settings.observation)
 
-    def _refresh_magnitude(self, slots: torch.Tensor) -> None:
-        image = self.image[slots]
+    def _refresh_magnitude(self, rows: Rows) -> None:
+        image = self.image[rows]
         magnitude = torch.sqrt(image.real.square() + image.imag.square())  # twice as fast as abs() on a CPU
         if self.reconstructor is not None:
             magnitude = self.reconstructor(magnitude).to(self.dtype)
-        self.magnitude[slots] = magnitude
+        self.magnitude[rows] = magnitude
 
-    def _score(self, slots: torch.Tensor) -> None:
-        """Segment and score the current images of ``slots``."""
-        if not len(slots):
-            return
-        self._refresh_magnitude(slots)
-        if self.settings.needs_network:
-            self.prediction = self._write(self.prediction, slots, self._segment(slots))
+    def _score(self, rows: Rows) -> None:
+        """Segment and score the current magnitude of ``rows``."""
+        magnitude = self.magnitude[rows]
+        if self.settings.needs_network and len(magnitude):
+            prediction = segment(self.networks, self.routing[self.samples[rows]], magnitude)
+            self.prediction = write_rows(self.prediction, rows, prediction, self.num_envs)
         assert self.truth is not None
-        self.quality[slots] = quality(
-            self.settings,
-            self._read(self.prediction, slots),
-            self.magnitude[slots],
-            Truth(self._read(self.truth.segmentation, slots), self._read(self.truth.reconstruction, slots)),
+        self.quality[rows] = quality(
+            self.settings, read_rows(self.prediction, rows), magnitude, read_rows(self.truth, rows)
         )
-
-    def _segment(self, slots: torch.Tensor) -> Prediction:
-        """One forward pass per network, over the slots that are routed to it."""
-        if len(self.networks) == 1:
-            return self.networks[0](self.magnitude[slots])
-        route = self.routing[self.samples[slots]]
-        joined: Prediction | None = None
-        for index, network in enumerate(self.networks):
-            here = (route == index).nonzero()[:, 0]
-            if len(here):
-                joined = self._write(joined, here, network(self.magnitude[slots[here]]), count=len(slots))
-        assert joined is not None
-        return joined
 
     # --- what can be seen ---------------------------------------------------------------------------------------
 
@@ -291,7 +278,7 @@ class KSpaceEngine:
         """Everything that :meth:`load_state_dict` needs to go on exactly; copies."""
         state = {name: getattr(self, name).clone() for name in self._STATE}
         if self.prediction is not None:
-            state.update({f"prediction.{key}": value.clone() for key, value in _fields(self.prediction).items()})
+            state.update({f"prediction.{key}": value.clone() for key, value in self.prediction._asdict().items()})
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
@@ -309,29 +296,3 @@ class KSpaceEngine:
         if prediction:
             self.prediction = Prediction(**{key: value.to(self.device).clone() for key, value in prediction.items()})
         self._refresh_magnitude(every)
-
-    # --- batches of dataclasses of tensors ----------------------------------------------------------------------
-
-    def _write(self, whole: Any, slots: torch.Tensor, part: Any, count: int | None = None) -> Any:
-        """Put the rows of ``part`` into rows ``slots`` of ``whole``, which is made on first use."""
-        if part is None:
-            return None
-        if isinstance(part, torch.Tensor):
-            if whole is None:
-                whole = part.new_zeros(count or self.num_envs, *part.shape[1:])
-            whole[slots] = part
-            return whole
-        parts = _fields(part)
-        return type(part)(**{key: self._write(getattr(whole, key, None), slots, parts[key], count) for key in parts})
-
-    def _read(self, whole: Any, slots: torch.Tensor) -> Any:
-        if whole is None:
-            return None
-        if isinstance(whole, torch.Tensor):
-            return whole[slots]
-        return type(whole)(**{key: self._read(value, slots) for key, value in _fields(whole).items()})
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """The named tensors of a dataclass or a named tuple."""
-    return record._asdict() if hasattr(record, "_asdict") else vars(record)

@@ -96,7 +96,7 @@ class KSpaceVectorEnv(VectorEnv):
         given = (options or {}).get("episodes")
         slots = np.arange(self.num_envs)
         self._begin(slots, None if given is None else episodes_from(given, self.engine, self.num_envs))
-        return self._observe(), self._info(slots)
+        return self._observe(), self._info()
 
     def _begin(self, slots: np.ndarray, episodes: Episodes | None = None) -> None:
         if episodes is None:
@@ -113,7 +113,8 @@ class KSpaceVectorEnv(VectorEnv):
         """Measure one line per scan. In NEXT_STEP mode the action of a scan that has just ended is ignored."""
         resetting = self._ended.copy()
         actions = torch.as_tensor(actions, device=self.engine.device).long().reshape(self.num_envs)
-        result = self.engine.step(actions, torch.from_numpy(~resetting).to(self.engine.device))
+        active = torch.from_numpy(~resetting).to(self.engine.device) if resetting.any() else None
+        result = self.engine.step(actions, active)
         self._illegal_actions += result.illegal
         for slot in np.flatnonzero(~resetting) if self._canvases else ():
             self._canvases[slot].add(self.engine, int(slot))
@@ -121,7 +122,7 @@ class KSpaceVectorEnv(VectorEnv):
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             if resetting.any():
                 self._begin(np.flatnonzero(resetting))
-            infos = self._info(np.arange(self.num_envs), result)
+            infos = self._info(result)
         else:
             infos = self._finish_same_step(result)
         reward = torch.stack(list(result.parts.values())).sum(0).to(torch.float64)
@@ -131,12 +132,12 @@ class KSpaceVectorEnv(VectorEnv):
 
     def _finish_same_step(self, result: StepResult) -> dict[str, Any]:
         ended = np.flatnonzero(self._ended)
-        info = self._info(np.arange(self.num_envs), result)
+        info = self._info(result)
         if not len(ended):
             return info
         final_obs, final_info = self._observe(), info
         self._begin(ended)
-        info = self._info(np.arange(self.num_envs), result)
+        info = self._info(result)
         info["final_obs"] = np.full(self.num_envs, None, dtype=object)
         for slot in ended:
             info["final_obs"][slot] = {key: value[slot] for key, value in final_obs.items()}
@@ -145,7 +146,7 @@ class KSpaceVectorEnv(VectorEnv):
         info["_final_obs"] = info["_final_info"] = mask
         return info
 
-    def _info(self, slots: np.ndarray, result: StepResult | None = None) -> dict[str, Any]:
+    def _info(self, result: StepResult | None = None) -> dict[str, Any]:
         """Arrays (N, ...): episodes, quality, legal actions and the parts of the reward of the last step."""
         engine = self.engine
         info: dict[str, Any] = {

@@ -6,9 +6,9 @@ honest may.
 
 import torch
 
+from seggym.envs.batched import read_rows
 from seggym.envs.kspace.engine import KSpaceEngine
-from seggym.envs.kspace.reward import Segmenter, Truth, quality
-from seggym.reward_models.frozen import Prediction
+from seggym.envs.kspace.reward import quality, segment
 
 # Images held at a time: a complex and a real one of each, and the network's activations beside them.
 _CHUNK = 64
@@ -35,24 +35,4 @@ def _try_chunk(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor) -
     if engine.settings.needs_network:
         prediction = segment(engine.networks, engine.routing[engine.samples[slots]], magnitude)
     assert engine.truth is not None
-    truth = Truth(
-        engine._read(engine.truth.segmentation, slots),
-        engine._read(engine.truth.reconstruction, slots),
-    )
-    return quality(engine.settings, prediction, magnitude, truth)
-
-
-def segment(networks: list[Segmenter], route: torch.Tensor, magnitude: torch.Tensor) -> Prediction:
-    """Segment ``magnitude`` (B, C, C), image i by ``networks[route[i]]``; one forward pass per network."""
-    if len(networks) == 1:
-        return networks[0](magnitude)
-    order, parts = [], []
-    for index, network in enumerate(networks):
-        here = (route == index).nonzero()[:, 0]
-        if len(here):
-            order.append(here)
-            parts.append(network(magnitude[here]))
-    back = torch.cat(order).argsort()
-    return Prediction(
-        torch.cat([part.probabilities for part in parts])[back], torch.cat([part.features for part in parts])[back]
-    )
+    return quality(engine.settings, prediction, magnitude, read_rows(engine.truth, slots))

@@ -46,6 +46,8 @@ class KSpaceSettings:
     ``lambda_recon`` (lambda_2 and lambda_1 of the paper), ``seg_metric``, ``recon_metric``, ``absent_weight`` (cost of
     the share of the image predicted as a class that is absent), ``objective`` (final quality or area under the curve),
     ``reward`` ("dense" gains, "terminal" gain, or ASMR's delayed "level"), ``level_delay`` (its steps without reward).
+    A terminal reward needs one forward pass per episode: ``info["quality"]`` and ``info["dice"]`` are then the initial
+    ones until the last step, unless the network is observed.
     Episode: ``budget`` (lines after the initial ones; a number or a range [low, high] drawn per episode),
     ``candidates`` ([first, last] line that may be measured; None is all), ``stop_action``, ``illegal_action``,
     ``illegal_penalty``, ``train_sampler_filename`` (weights of the slices in the draw).
