@@ -40,7 +40,7 @@ def kwargs_of(tmp_path_factory):
     data = {"acdc": acdc.write_example(root / "acdc", patients=4)}
     data["folder"] = folder.write_example(root / "folder", patients=4)
     torch.manual_seed(0)
-    for crop in (96, 128):
+    for cohort, crop in (("acdc", 128), ("folder", 128), ("phantom", 96)):
         card = ModelCard(
             architecture="unet",
             options={"widths": [4, 8, 8, 8]},
@@ -49,10 +49,10 @@ def kwargs_of(tmp_path_factory):
             task="segmentation",
             crop=crop,
             patients=[],
-            cohort="example",
+            cohort=cohort,
             fingerprint="none",
         )
-        save_network(root / f"net{crop}", build_network("unet", 4, widths=[4, 8, 8, 8]), card)
+        save_network(root / f"net-{cohort}", build_network("unet", 4, widths=[4, 8, 8, 8]), card)
 
     def make(name):
         cohort = ENVIRONMENTS[name][2]["cohort"]
@@ -64,7 +64,7 @@ def kwargs_of(tmp_path_factory):
         if cohort == "folder":
             kwargs["cohort_options"] = {"num_classes": 4}
         if "Seg" in name:
-            kwargs["reward_model"] = str(root / f"net{96 if cohort == 'phantom' else 128}")
+            kwargs["reward_model"] = str(root / f"net-{cohort}")
         return kwargs
 
     return make
