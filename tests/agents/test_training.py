@@ -198,7 +198,7 @@ def test_bad_settings_are_one_sentence(settings):
 @pytest.mark.parametrize("env", ENVS)
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_pair_of_configs_composes(env, agent):
-    options = ["env.kwargs.cohort_options.num_classes=3"] if env == "kspace_folder" else []
+    options = ["env.kwargs.num_classes=3"] if env == "kspace_folder" else []
     with initialize_config_module("seggym.configs", version_base="1.3"):
         values = plain(compose("train_asmr", [f"env={env}", f"agent={agent}", "datadir=/data", *options]))
     kwargs = env_kwargs(values)
@@ -234,7 +234,7 @@ def test_command_line_ends_with_one_sentence(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "env.kwargs.cohort_options.num_classes" in done.stderr
+    assert "env.kwargs.num_classes" in done.stderr
 
 
 def _environment():
