@@ -72,8 +72,19 @@ class Bench:
     def _key(self, role: str) -> dict[str, Any]:
         """What a result depends on beside policy and budgets; where the data lie and how fast it goes are no part."""
         described = asdict(self.settings)
-        for name in ("data_root", "device", "role", "budget", "train_sampler_filename", "reward_model", "split"):
+        # What is observed matters to a trained policy only, and its weights say that.
+        for name in (
+            "data_root",
+            "root",
+            "device",
+            "role",
+            "budget",
+            "train_sampler_filename",
+            "reward_model",
+            "split",
+        ):
             del described[name]
+        del described["observation"]
         names = ("fingerprint", "weights", "split")
         return {**described, "role": role, **{name: self.provenance.get(name) for name in names}}
 

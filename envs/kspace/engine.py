@@ -7,7 +7,7 @@ import torch
 
 from seggym.envs.batched import Rows, read_rows, write_rows
 from seggym.envs.kspace.reward import Segmenter, Truth, quality, quality_reward, segment
-from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.envs.kspace.settings import NETWORK_OBSERVATIONS, KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace import orders, simulation
 from seggym.kspace.acquisition import SliceStack
@@ -18,6 +18,9 @@ from seggym.reward_models.frozen import Prediction
 # Streams of an episode's key beside those of seggym.kspace.simulation; part of the definition of an episode.
 SAMPLE_STREAM = 0
 BUDGET_STREAM = 1
+
+# Side of the coarse grid of the observation ``probability_grid``.
+GRID = 8
 
 # The 8-bit image shows magnitudes up to this multiple of the mean of the current reconstruction. The scale comes from
 # measured samples only; 5 leaves the blood pool unclipped on ACDC.
@@ -199,7 +202,7 @@ class KSpaceEngine:
 
     @property
     def _network_is_observed(self) -> bool:
-        return any(part in ("probabilities", "features") for part in self.settings.observation)
+        return any(part in NETWORK_OBSERVATIONS for part in self.settings.observation)
 
     def _refresh_magnitude(self, rows: Rows) -> None:
         image = self.image[rows]
@@ -231,6 +234,7 @@ class KSpaceEngine:
             "energy": self._energy,
             "image_float": lambda: (self.magnitude / self._white()).to(torch.float32)[:, None],
             "probabilities": lambda: (self._seen().probabilities * 255).round().to(torch.uint8),
+            "probability_grid": self._probability_grid,
             "features": lambda: self._seen().features.to(torch.float32).clone(),
             "kspace": self._kspace,
             "action_mask": lambda: self.action_mask().to(torch.int8),
@@ -247,6 +251,11 @@ class KSpaceEngine:
 
     def _image_uint8(self) -> torch.Tensor:
         return (self.magnitude * 255 / self._white()).clamp_(0, 255).round_().to(torch.uint8)[:, None]
+
+    def _probability_grid(self) -> torch.Tensor:
+        """Mean probability of each class over the blocks of a coarse grid: float32 (N, K * GRID * GRID)."""
+        pooled = torch.nn.functional.adaptive_avg_pool2d(self._seen().probabilities, GRID)
+        return pooled.flatten(1).to(torch.float32).clamp_(0, 1)
 
     def _energy(self) -> torch.Tensor:
         """Energy of each measured line on a log scale, float32 (N, M): 1 is the strongest, 0 a millionth or less."""

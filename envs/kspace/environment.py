@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from seggym.envs.kspace.engine import Episodes, KSpaceEngine, StepResult
+from seggym.envs.kspace.engine import GRID, Episodes, KSpaceEngine, StepResult
 from seggym.envs.kspace.rendering import Canvas
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import build_engine
@@ -29,6 +29,7 @@ def observation_space(engine: KSpaceEngine) -> spaces.Dict:
         "energy": spaces.Box(0, 1, (lines,), np.float32),
         "image_float": spaces.Box(0, np.inf, (1, crop, crop), np.float32),
         "probabilities": spaces.Box(0, 255, (engine.stack.num_classes, crop, crop), np.uint8),
+        "probability_grid": spaces.Box(0, 1, (engine.stack.num_classes * GRID * GRID,), np.float32),
         "features": spaces.Box(-np.inf, np.inf, (features,), np.float32),
         "kspace": spaces.Box(-np.inf, np.inf, (2, lines, lines), np.float32),
         "action_mask": spaces.MultiBinary(engine.num_actions),
@@ -241,10 +242,11 @@ class KSpaceEnv(gymnasium.Env):
 
     ## Observation Space
     ``Dict`` of ``image`` uint8 (1, C, C), the reconstruction so far; ``acquired`` int8 (M,); ``budget`` float32 (1,),
-    the lines left, divided by M. ``observation=`` chooses other parts: ``energy`` float32
-    (M,), of the measured lines on a log scale, ``image_float``, ``probabilities`` uint8
-    (K, C, C), ``features`` float32 (F,), ``kspace`` float32 (2, M, M), ``action_mask`` int8 (A,). Everything is a
-    function of measured samples only.
+    the lines left, divided by M. ``observation=`` chooses other parts: ``energy`` float32 (M,), of the measured lines
+    on a log scale; ``probability_grid`` float32 (K * 8 * 8,), mean class probabilities over a coarse grid;
+    ``probabilities`` uint8 (K, C, C); ``features`` float32 (F,), of the scoring network's bottleneck (cross-fitted
+    networks have different ones: for a policy take ``probability_grid``); ``kspace`` float32 (2, M, M);
+    ``image_float`` float32 (1, C, C); ``action_mask`` int8 (A,). Everything is a function of measured samples only.
 
     ## Rewards
     The gain in quality, lambda_seg * segmentation + lambda_recon * reconstruction (lambda_2 and lambda_1 of the paper).

@@ -16,12 +16,13 @@ OBSERVATIONS = (
     "energy",
     "image_float",
     "probabilities",
+    "probability_grid",
     "features",
     "kspace",
     "action_mask",
 )
 DEFAULT_OBSERVATION = ("image", "acquired", "budget")
-_NEEDS_NETWORK = ("probabilities", "features")
+NETWORK_OBSERVATIONS = ("probabilities", "probability_grid", "features")
 _CHOICES = {
     "role": ("train", "val", "test", "all"),
     "seg_metric": ("soft_dice", "dice", "iou"),
@@ -115,8 +116,8 @@ class KSpaceSettings:
             raise SeggymError("lambda_seg and lambda_recon must be >= 0, and one of them positive")
         if self.needs_network and self.reward_model is None:
             raise SeggymError(
-                "reward_model is missing: a segmentation reward (lambda_seg > 0) and the observations probabilities "
-                "and features need one; pass its folder or a published name"
+                "reward_model is missing: a segmentation reward (lambda_seg > 0) and the observations "
+                f"{', '.join(NETWORK_OBSERVATIONS)} need one; pass its folder or a published name"
             )
 
     @property
@@ -141,7 +142,7 @@ class KSpaceSettings:
     @property
     def needs_network(self) -> bool:
         """Whether anything in a step asks for a segmentation."""
-        return self.lambda_seg > 0 or any(part in _NEEDS_NETWORK for part in self.observation)
+        return self.lambda_seg > 0 or any(part in NETWORK_OBSERVATIONS for part in self.observation)
 
 
 def _pair(name: str, value: Sequence[int], expected: str) -> tuple[int, int]:
