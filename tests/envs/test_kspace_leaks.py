@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from seggym.envs.kspace.settings import OBSERVATIONS
 from seggym.kspace import simulation
 
-OBSERVATION = ["image", "acquired", "budget", "image_float", "probabilities", "features", "kspace", "action_mask"]
+OBSERVATION = list(OBSERVATIONS)  # all there are
 KEYS = [21, 22, 23, 24]
 
 
