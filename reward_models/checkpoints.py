@@ -14,7 +14,7 @@ from torch import nn
 from seggym import __version__
 from seggym.cohorts.cohort import seggym_home
 from seggym.errors import SeggymError
-from seggym.files import read_json, write_atomic, write_json
+from seggym.files import json_bytes, read_json, write_together
 from seggym.reward_models.networks import build_network
 
 WEIGHTS = "model.safetensors"
@@ -97,12 +97,12 @@ class RewardModel:
 
 
 def save_network(folder: str | os.PathLike[str], network: nn.Module, card: ModelCard) -> ModelCard:
-    """Write ``network`` and ``card`` into ``folder``; returns the card as written, with the hash of the weights."""
+    """Write ``network`` and ``card`` into ``folder``, both or neither; returns the card with their hash."""
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomic(folder / WEIGHTS, safetensors.torch.save(state))
-    card = replace(card, weights=weights_hash(folder))
-    write_json(folder / CARD, asdict(card))
+    content = safetensors.torch.save(state)
+    card = replace(card, weights=_hash(content))
+    write_together({folder / WEIGHTS: content, folder / CARD: json_bytes(asdict(card))})
     return card
 
 

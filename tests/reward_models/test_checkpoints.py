@@ -137,7 +137,8 @@ def test_a_wrong_class_count_names_both_counts(tmp_path: Path) -> None:
 
 def test_every_patient_is_scored_by_a_network_that_never_saw_it(tmp_path: Path) -> None:
     model = open_reward_model(save_reward_model(tmp_path))
-    assert [model.network_for(patient, "phantom") for patient in "abcdz"] == ["fold0", "fold0", "fold1", "fold1", "full"]
+    keys = [model.network_for(patient, "phantom") for patient in "abcdz"]
+    assert keys == ["fold0", "fold0", "fold1", "fold1", "full"]
     for patient in "abcdz":
         key = model.network_for(patient, "phantom")
         assert patient not in load_network(model.path(key))[1].patients
