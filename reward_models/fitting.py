@@ -9,7 +9,7 @@ import torch
 from seggym.cohorts.cohort import Cohort
 from seggym.cohorts.splits import Split, make_folds
 from seggym.errors import SeggymError
-from seggym.files import write_json
+from seggym.files import read_json, write_json
 from seggym.kspace.acquisition import Acquisition
 from seggym.reward_models.checkpoints import CARD, INDEX, ModelCard, read_card, save_network
 from seggym.reward_models.evaluation import evaluate_network
@@ -56,7 +56,13 @@ def fit_reward_model(
         "fingerprint": cohort.fingerprint,
         "acquisition": acquisition.as_dict(),
     }
-    write_json(folder / INDEX, index)
+    path = folder / INDEX
+    if path.exists() and read_json(path, "index of a reward model") != index:
+        raise SeggymError(
+            f"{path} describes a reward model of other data, another split, other folds or another acquisition: remove "
+            f"{folder}, or choose another output folder"
+        )
+    write_json(path, index)
     for name in members or names:
         held_out = folds[int(name.removeprefix("fold"))] if name.startswith("fold") else []
         patients = [patient for patient in split.train if patient not in held_out]
@@ -77,10 +83,10 @@ def _fit_member(
 ) -> None:
     if (folder / CARD).exists():
         card = read_card(folder)
-        if card.fingerprint != cohort.fingerprint or sorted(card.patients) != sorted(patients):
+        if sorted(card.patients) != sorted(patients) or card.metrics.get("recipe") != recipe.as_dict():
             raise SeggymError(
-                f"{folder} holds a network trained on other data or another split: remove it, or choose another output "
-                "folder"
+                f"{folder} holds a network trained on other patients or with another recipe: remove it, or choose "
+                "another output folder"
             )
         print(f"{folder} is finished already")
         return

@@ -1,7 +1,6 @@
 """Training of one network on simulated, randomly undersampled scans."""
 
 import os
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -60,6 +59,13 @@ class Recipe:
                 raise SeggymError(f"training.{name}={getattr(self, name)} must be at least 1")
         if not self.learning_rate > 0:
             raise SeggymError(f"training.learning_rate={self.learning_rate} must be positive")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for records beside a network."""
+        options = {
+            key: list(value) if isinstance(value, (list, tuple)) else value for key, value in self.options.items()
+        }
+        return {**asdict(self), "options": options}
 
 
 class Simulator:
@@ -140,7 +146,6 @@ class _Trainer:
     ) -> None:
         self.recipe, self.acquisition, self.folder, self.device = recipe, acquisition, folder, device
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
-        random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe.architecture, train.num_classes, **recipe.options).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's annotations
@@ -182,7 +187,7 @@ class _Trainer:
             self.iteration += 1
             bar.update()
             self.seconds = time.monotonic() - started
-            if self.iteration % self.recipe.validate_every == 0 or self._ended():
+            if self._due():
                 if self.rank == 0:
                     dice = self._validate()
                     bar.set_postfix(loss=f"{np.mean(running):.3f}", dice=f"{dice:.3f}", best=f"{self.best:.3f}")
@@ -192,6 +197,11 @@ class _Trainer:
                     self._save()
                 running.clear()
                 ended = self._agreed(self._ended())
+
+    def _due(self) -> bool:
+        """Whether to validate. Clocks differ between processes, so where there are several only iterations count."""
+        last = self.iteration >= self.recipe.iterations if distributed.is_initialized() else self._ended()
+        return last or self.iteration % self.recipe.validate_every == 0
 
     def _ended(self) -> bool:
         recipe = self.recipe
@@ -236,7 +246,7 @@ class _Trainer:
 
     def _save(self) -> None:
         state = {
-            "recipe": _plain(self.recipe),
+            "recipe": self.recipe.as_dict(),
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -256,7 +266,7 @@ class _Trainer:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
             raise SeggymError(f"{path} cannot be read ({error}): remove it to train from the start") from None
-        if state["recipe"] != _plain(self.recipe):
+        if state["recipe"] != self.recipe.as_dict():
             raise SeggymError(f"{path} was made with another recipe: remove {self.folder} to train from the start")
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
@@ -276,16 +286,8 @@ class _Trainer:
             "val_dice": self.best,
             "iterations": self.iteration,
             "minutes": round(self.seconds / 60, 2),
-            "recipe": _plain(self.recipe),
+            "recipe": self.recipe.as_dict(),
         }
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    return {**asdict(recipe), "options": {key: _listed(value) for key, value in recipe.options.items()}}
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def fixed_scans(stack: SliceStack, acquisition: Acquisition, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -309,6 +311,10 @@ def mean_dice(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
 
 def start_distributed() -> None:
-    """Join the process group when ``torchrun`` started this process; otherwise do nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    """Join the process group, with a GPU of its own, when ``torchrun`` started this process; otherwise do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        # "cuda" without a number is this one from here on.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

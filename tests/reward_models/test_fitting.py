@@ -134,6 +134,12 @@ def test_cross_fitting_keeps_patients_apart(cohort, tmp_path):
     assert before == [weights_hash(tmp_path / name) for name in model.cards]
     with pytest.raises(SeggymError, match="other data"):
         fit_reward_model(tmp_path, replace(cohort, fingerprint="x"), split, scan, plan, CPU)
+    for other in (replace(scan, snr=5.0), replace(scan, crop=16)):
+        with pytest.raises(SeggymError, match="another acquisition"):
+            fit_reward_model(tmp_path, cohort, split, other, plan, CPU)
+    wider = replace(plan, recipe=replace(RECIPE, options={"widths": [4, 16]}))
+    with pytest.raises(SeggymError, match="another recipe"):
+        fit_reward_model(tmp_path, cohort, split, scan, wider, CPU)
     with pytest.raises(SeggymError, match="fold7"):
         fit_reward_model(tmp_path, cohort, split, scan, plan, CPU, members=["fold7"])
 
