@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from seggym.configs.checking import require_types
+from seggym.configs.checking import plain, require_types
 from seggym.errors import SeggymError, one_sentence
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ _SHARED = (
 @one_sentence
 def main(config: DictConfig) -> None:
     """Evaluate what ``config`` names and write the report."""
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    print(run({str(key): value for key, value in values.items()}))
+    print(run(plain(config)))
 
 
 def run(values: dict[str, Any]) -> str:
@@ -118,7 +116,6 @@ def _snapshots(
                 "runs of one method: evaluate them one by one"
             )
         policy.name = card["algorithm"]
-        policy.identity = {"weights": policy.card["weights"]}
         policy.policy.to(resolve_device(settings.device))
     if output is None:
         output = str(folders[0]) if len(folders) == 1 else os.path.commonpath([folder.resolve() for folder in folders])

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from seggym.cohorts.cohort import open_cohort, seggym_home
 from seggym.cohorts.splits import split_cohort
-from seggym.configs.checking import build, require_types
+from seggym.configs.checking import build, require_complete, require_types
 from seggym.envs.kspace.sampler import combination_weights, save_weights
 from seggym.errors import one_sentence
 from seggym.kspace.acquisition import Acquisition
@@ -22,6 +22,7 @@ from seggym.reward_models.slices import prepared_slices
 @one_sentence
 def main(config: DictConfig) -> None:
     """Weigh every training slice and say what that does to the rarest combination of labels."""
+    require_complete(config)
     cohort = open_cohort(config.cohort.name, config.datadir, **config.cohort.options)
     require_types({"cap": config.cap}, {"cap": float})
     acquisition = build(Acquisition, config.cohort.acquisition, "cohort.acquisition.")

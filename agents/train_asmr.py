@@ -7,8 +7,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from seggym.configs.checking import build
-from seggym.errors import SeggymError, one_sentence
+from seggym.configs.checking import build, plain
+from seggym.errors import one_sentence
 from seggym.files import write_atomic
 
 # Keys of the command line and the arguments of the environment that they set.
@@ -44,16 +44,6 @@ def main(config: DictConfig) -> None:
         print(f"Interrupted; a checkpoint in {run_dir / 'last'}, if there is one yet, can be resumed with resume=true.")
         sys.exit(130)
     print(f"Run folder: {run_dir}")
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain values; a value that is still missing is a :class:`SeggymError`."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise SeggymError(f"the configuration has no value for {', '.join(missing)}: pass {missing[0]}=...")
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def env_kwargs(values: dict[str, Any]) -> dict[str, Any]:

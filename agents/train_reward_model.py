@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seggym.cohorts.cohort import open_cohort, seggym_home
 from seggym.cohorts.splits import save_split, split_cohort
-from seggym.configs.checking import build, require_types
+from seggym.configs.checking import build, require_complete, require_types
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import Acquisition
@@ -26,6 +26,7 @@ from seggym.reward_models.training import Recipe, start_distributed
 @one_sentence
 def main(config: DictConfig) -> None:
     """Train all networks of the reward model and print how well they segment held-out patients."""
+    require_complete(config)
     types = {"threads": int, "seed": int, "folds": int}
     require_types({key: config[key] for key in types}, types)
     torch.set_num_threads(config.threads)
@@ -36,10 +37,11 @@ def main(config: DictConfig) -> None:
     place = seggym_home() if config.publish else Path("runs")
     folder = Path(config.output).expanduser() if config.output else place / "reward_models" / cohort.name
     plan = Plan(recipe(config, config.reward_model), _independent(config), config.folds)
-    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
-    save_split(split, folder / "split.json")
     members = list(config.members) if config.members else None
     fit_reward_model(folder, cohort, split, acquisition, plan, resolve_device(config.device), members)
+    # Written last: a call that is refused must not describe the networks of an earlier one.
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
+    save_split(split, folder / "split.json")
     missing = [name for name in member_names(plan) if not (folder / name / "model.json").exists()]
     if missing:
         print(f"still to train before {folder} is a reward model: {', '.join(missing)}")

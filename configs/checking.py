@@ -10,6 +10,21 @@ from seggym.errors import SeggymError
 Record = TypeVar("Record")
 
 
+def require_complete(config: DictConfig) -> None:
+    """Raise :class:`SeggymError` naming the keys of ``config`` that still need a value (``???``)."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise SeggymError(f"the configuration has no value for {', '.join(missing)}: pass {missing[0]}=...")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The complete configuration, resolved, as plain values."""
+    require_complete(config)
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
 def build(record: type[Record], values: Mapping[str, Any], prefix: str = "") -> Record:
     """The dataclass ``record`` with ``values``, which must be among its fields and of their types."""
     plain = OmegaConf.to_container(values, resolve=True) if isinstance(values, DictConfig) else values

@@ -57,6 +57,9 @@ def sentence(process: subprocess.CompletedProcess[str]) -> str:
     [
         (("agents/train_reward_model.py", "cohort=acdc"), "no acdc data at .*SEGGYM_ACDC_ROOT"),
         (("agents/train_reward_model.py", "seed=abc"), "seed='abc' is a str, expected int"),
+        (("agents/train_reward_model.py", "cohort=folder"), "no value for cohort.options.num_classes"),
+        (("agents/gen_sampler.py", "cohort=folder"), "no value for cohort.options.num_classes"),
+        (("agents/eval_asmr.py", "env=kspace_folder"), "no value for env.kwargs.num_classes"),
         (
             ("agents/train_asmr.py", "env=kspace_acdc", "datadir={example}"),
             "train one with `bash train_reward_model.sh",

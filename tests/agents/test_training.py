@@ -21,9 +21,10 @@ from seggym.agents.algorithms.scores import best_legal
 from seggym.agents.extractors import DictExtractor
 from seggym.agents.priors import low_frequency_prior
 from seggym.agents.snapshots import load_policy
-from seggym.agents.train_asmr import env_kwargs, plain
+from seggym.agents.train_asmr import env_kwargs
 from seggym.agents.training import TrainSettings, make_batch, make_model, train
 from seggym.agents.validation import validate, validation_episodes
+from seggym.configs.checking import plain
 from seggym.errors import SeggymError
 from seggym.kspace.orders import centre_out
 from seggym.reward_models.checkpoints import ModelCard, save_network, weights_hash
