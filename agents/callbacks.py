@@ -198,7 +198,7 @@ def metric_columns(num_classes: int) -> list[str]:
     """Columns of ``metrics.csv``; ``dice_1`` is the first foreground class."""
     return [
         *("step", "phase", "episodes", "return", "length", "lines", "illegal_actions", "quality", "mean_quality"),
-        *("reward_quality", "reward_illegal"),
+        *("reward_quality", "reward_level", "reward_illegal"),
         *(f"dice_{index}" for index in range(1, num_classes)),
     ]
 

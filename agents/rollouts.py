@@ -118,7 +118,7 @@ def grade_policy(policy: Policy, engine: KSpaceEngine, grader: Grader, observes:
     record = grader.empty(len(plan.points))
     lines = np.full((len(plan.cases), plan.budgets[-1]), -1, np.int16)
     illegal = 0
-    seen = any(part in ("probabilities", "features") for part in engine.settings.observation)
+    seen = engine.settings.network_is_observed
     for rows in plan.chunks():
         for run, (budget, read) in enumerate(plan.runs(policy)):
             _begin(engine, rows, budget, plan.cases)

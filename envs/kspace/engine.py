@@ -7,7 +7,7 @@ import torch
 
 from seggym.envs.batched import Rows, read_rows, write_rows
 from seggym.envs.kspace.reward import Segmenter, Truth, quality, quality_reward, segment
-from seggym.envs.kspace.settings import NETWORK_OBSERVATIONS, KSpaceSettings
+from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace import orders, simulation
 from seggym.kspace.acquisition import SliceStack
@@ -185,7 +185,7 @@ class KSpaceEngine:
         terminated = active & ((self.remaining <= 0) | exhausted)
         before = self.quality.clone()
         # Only the last image of an episode is rewarded in terminal mode; the others need no network, unless it is seen.
-        if self.settings.reward == "terminal" and not self._network_is_observed:
+        if self.settings.reward == "terminal" and not self.settings.network_is_observed:
             self._refresh_magnitude(rows)
             if bool(terminated.any()):
                 self._score(terminated.nonzero()[:, 0])
@@ -195,14 +195,16 @@ class KSpaceEngine:
         gain = quality_reward(
             self.settings, before, self.quality, self.initial_quality, self.steps, self.budgets, terminated
         )
-        parts = {"quality": torch.where(active, gain, 0)}
-        if self.settings.illegal_action == "penalty":
+        parts = {self.part_names[0]: torch.where(active, gain, 0)}
+        if "illegal" in self.part_names:
             parts["illegal"] = -self.settings.illegal_penalty * illegal.to(self.dtype)
         return StepResult(parts, terminated, illegal)
 
     @property
-    def _network_is_observed(self) -> bool:
-        return any(part in NETWORK_OBSERVATIONS for part in self.settings.observation)
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the parts of a reward: "quality", a gain, or ASMR's "level"; and "illegal" where it has a price."""
+        first = "level" if self.settings.reward == "level" else "quality"
+        return (first, "illegal") if self.settings.illegal_action == "penalty" else (first,)
 
     def _refresh_magnitude(self, rows: Rows) -> None:
         image = self.image[rows]

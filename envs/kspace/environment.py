@@ -69,6 +69,8 @@ class KSpaceVectorEnv(VectorEnv):
             raise SeggymError("autoreset_mode='Disabled' is not offered: choose 'NextStep' or 'SameStep'")
         if output not in ("numpy", "torch"):
             raise SeggymError(f"output={output!r} is unknown, expected 'numpy' or 'torch'")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise SeggymError(f"render_mode={render_mode!r} is unknown, expected 'rgb_array' or None")
         if max_episode_steps is not None:
             raise SeggymError(
                 "max_episode_steps is not needed: an episode ends when its budget is used up; set budget="
@@ -90,7 +92,13 @@ class KSpaceVectorEnv(VectorEnv):
     ) -> tuple[Any, dict[str, Any]]:
         """Begin a new episode everywhere; ``options={"episodes": [...]}`` replays (see :class:`KSpaceEnv`)."""
         if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+            one = isinstance(seed, (int, np.integer))
+            seeds = [seed + i for i in range(self.num_envs)] if one else list(seed)
+            if len(seeds) != self.num_envs:
+                raise SeggymError(
+                    f"seed holds {len(seeds)} numbers, expected a single one or one for each of {self.num_envs} "
+                    "environments"
+                )
             for slot, value in enumerate(seeds):
                 if value is not None:
                     self._generators[slot] = np.random.default_rng(value)
@@ -112,6 +120,8 @@ class KSpaceVectorEnv(VectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Measure one line per scan. In NEXT_STEP mode the action of a scan that has just ended is ignored."""
+        if self.engine.truth is None:
+            raise SeggymError("no episode has begun: call reset() before step()")
         resetting = self._ended.copy()
         actions = torch.as_tensor(actions, device=self.engine.device).long().reshape(self.num_envs)
         active = torch.from_numpy(~resetting).to(self.engine.device) if resetting.any() else None
@@ -162,7 +172,7 @@ class KSpaceVectorEnv(VectorEnv):
         if engine.prediction is not None:
             info["dice"], info["absent_area"] = engine.dice()
         # Always there, so that the infos of reset and step have the same keys.
-        parts = result.parts if result else {"quality": torch.zeros_like(engine.quality)}
+        parts = result.parts if result else {name: torch.zeros_like(engine.quality) for name in engine.part_names}
         info["reward_parts"] = {key: self._out(value) for key, value in parts.items()}
         return {key: value if isinstance(value, dict) else self._out(value) for key, value in info.items()}
 
@@ -251,7 +261,8 @@ class KSpaceEnv(gymnasium.Env):
     ## Rewards
     The gain in quality, lambda_seg * segmentation + lambda_recon * reconstruction (lambda_2 and lambda_1 of the paper).
     Segmentation quality is the soft Dice over the classes present, less a penalty on area predicted for absent ones.
-    ``info["reward_parts"]["quality"]`` sums to the final minus the initial quality. See
+    ``info["reward_parts"]["quality"]`` sums to the final minus the initial quality; other parts are ``illegal`` (a
+    penalty) and ``level`` (ASMR's reward, in place of ``quality``). See
     :class:`seggym.envs.kspace.settings.KSpaceSettings` for the alternatives.
 
     ## Starting State
@@ -281,8 +292,6 @@ class KSpaceEnv(gymnasium.Env):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, engine: KSpaceEngine | None = None, **settings: Any) -> None:
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise SeggymError(f"render_mode={render_mode!r} is unknown, expected 'rgb_array' or None")
         self.render_mode = render_mode
         # One batch of size one. SAME_STEP would begin the next episode by itself; NEXT_STEP waits for our reset.
         self._batch = KSpaceVectorEnv(1, render_mode=render_mode, engine=engine, **settings)

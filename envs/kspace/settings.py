@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from seggym.configs.checking import build
+from seggym.configs.checking import build, require_types
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition
 
@@ -31,6 +31,14 @@ _CHOICES = {
     "reward": ("dense", "terminal", "level"),
     "illegal_action": ("noop", "raise", "penalty"),
     "precision": ("fp32", "bf16", "auto", "fp64"),
+}
+_TYPES = {
+    "lambda_seg": float,
+    "lambda_recon": float,
+    "absent_weight": float,
+    "illegal_penalty": float,
+    "level_delay": int,
+    "stop_action": bool,
 }
 
 
@@ -90,6 +98,7 @@ class KSpaceSettings:
             object.__setattr__(self, "data_root", self.root)
         if self.num_classes is not None:
             object.__setattr__(self, "cohort_options", {**self.cohort_options, "num_classes": self.num_classes})
+        require_types({name: getattr(self, name) for name in _TYPES}, _TYPES)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
@@ -142,7 +151,12 @@ class KSpaceSettings:
     @property
     def needs_network(self) -> bool:
         """Whether anything in a step asks for a segmentation."""
-        return self.lambda_seg > 0 or any(part in NETWORK_OBSERVATIONS for part in self.observation)
+        return self.lambda_seg > 0 or self.network_is_observed
+
+    @property
+    def network_is_observed(self) -> bool:
+        """Whether the observation shows what a network makes of every image."""
+        return any(part in NETWORK_OBSERVATIONS for part in self.observation)
 
 
 def _pair(name: str, value: Sequence[int], expected: str) -> tuple[int, int]:

@@ -134,6 +134,26 @@ def test_arrays_are_fresh_at_every_call(make_engine, mode, output):
             np.testing.assert_array_equal(array, copy)
 
 
+@pytest.mark.parametrize("settings", [{}, {"illegal_action": "penalty"}, {"reward": "level"}], ids=str)
+def test_reset_and_step_tell_the_same_things(make_engine, settings):
+    env = make(make_engine, AutoresetMode.NEXT_STEP, **settings)
+    first, later = env.reset(seed=0)[1], env.step([0, 1])[4]
+    assert first.keys() == later.keys()
+    assert first["reward_parts"].keys() == later["reward_parts"].keys()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_what_cannot_be_done_is_one_sentence(make_engine, mode):
+    env = make(make_engine, mode)
+    with pytest.raises(SeggymError, match=r"call reset\(\) before step"):
+        env.step([0, 1])
+    with pytest.raises(SeggymError, match="seed holds 1 numbers"):
+        env.reset(seed=[3])
+    with pytest.raises(SeggymError, match="render_mode='human' is unknown"):
+        KSpaceVectorEnv(2, engine=env.engine, render_mode="human")
+    np.testing.assert_array_equal(env.reset(seed=np.int64(3))[1]["key"], env.reset(seed=[3, 4])[1]["key"])
+
+
 def test_tensors_are_the_arrays(make_engine):
     results = {}
     for output in ("numpy", "torch"):

@@ -89,7 +89,8 @@ def test_stopping_gains_nothing_and_ends_the_scan(make_engine):
 def test_level_reward_is_that_of_asmr(make_engine):
     """f(Q) = sign(Q) (sqrt(|Q| + 1) - 1) + 0.001 Q from the step after the delay on, 0 before."""
     engine = make_engine(COUNT, reward="level", level_delay=4, budget=9, lambda_recon=0.5)
-    rewards, _, qualities, _ = episodes(engine)
+    rewards, parts, qualities, _ = episodes(engine)
+    assert all(set(own) == {"level"} for own in parts), "a level is no gain in quality, and is not called one"
     for slot in range(COUNT):
         for step, (reward, quality) in enumerate(zip(rewards[slot], qualities[slot][1:], strict=True), start=1):
             expected = np.sign(quality) * (np.sqrt(abs(quality) + 1) - 1) + 0.001 * quality if step > 4 else 0.0
