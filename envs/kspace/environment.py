@@ -92,8 +92,7 @@ class KSpaceVectorEnv(VectorEnv):
     ) -> tuple[Any, dict[str, Any]]:
         """Begin a new episode everywhere; ``options={"episodes": [...]}`` replays (see :class:`KSpaceEnv`)."""
         if seed is not None:
-            one = isinstance(seed, (int, np.integer))
-            seeds = [seed + i for i in range(self.num_envs)] if one else list(seed)
+            seeds = range(seed, seed + self.num_envs) if isinstance(seed, (int, np.integer)) else seed
             if len(seeds) != self.num_envs:
                 raise SeggymError(
                     f"seed holds {len(seeds)} numbers, expected a single one or one for each of {self.num_envs} "
