@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seggym.errors import SeggymError
-from seggym.reward_models.checkpoints import CARD, WEIGHTS, load_network
+from seggym.reward_models.checkpoints import CARD, WEIGHTS, ModelCard, load_network
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 # Measured on one AVX-512 core at 128 x 128: channels-last takes 0.4 to 0.9 of the time of the contiguous layout, for
@@ -113,6 +113,7 @@ class FrozenNetwork:
 
     ``precision`` is ``fp32``, ``bf16``, ``fp64`` (for tests) or ``auto``. At most ``max_batch`` images pass through the
     network at a time, so that memory does not grow with the batch of the environment; the default is :data:`MAX_BATCH`.
+    ``card`` says what the network is, where it came from a folder.
     """
 
     def __init__(
@@ -121,7 +122,9 @@ class FrozenNetwork:
         device: str | torch.device = "cpu",
         precision: str = "fp32",
         max_batch: int | None = None,
+        card: ModelCard | None = None,
     ) -> None:
+        self.card = card
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.dtype = PRECISIONS[self.precision]
@@ -186,7 +189,7 @@ def load_frozen(
         network, card = load_network(path)
         if card.task != task:
             raise SeggymError(f"{path / CARD} has task {card.task}, expected {task}; choose a {task} network")
-        cached = _CACHE[key] = (stamp, FrozenNetwork(network, target, precision))
+        cached = _CACHE[key] = (stamp, FrozenNetwork(network, target, precision, card=card))
     return cached[1]
 
 

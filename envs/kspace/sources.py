@@ -1,6 +1,7 @@
 """From the keyword arguments of an environment to its engine: data, networks and sampling weights."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
     stack = prepared_slices(cohort, choose_patients(cohort, split, settings), settings.scan)
     device = resolve_device(settings.device)
     networks, routing = load_networks(settings, cohort, stack, device)
+    if settings.reconstructor is not None and settings.role != "train":
+        open_reward_model(settings.reconstructor).require_unseen("full", stack.patients, cohort.name)
     return KSpaceEngine(
         stack,
         settings,
@@ -97,7 +100,7 @@ def require_fit(model: RewardModel, name: str, cohort: Cohort, settings: KSpaceS
         )
 
 
-def load_reconstructor(settings: KSpaceSettings, device: torch.device):
+def load_reconstructor(settings: KSpaceSettings, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The image-to-image network of ``settings.reconstructor``, or None for zero-filled images."""
     if settings.reconstructor is None:
         return None

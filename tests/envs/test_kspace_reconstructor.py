@@ -1,8 +1,10 @@
 """`reconstructor=`: any network from a folder, between the zero-filled image and everything that looks at it."""
 
+import gymnasium
 import pytest
 import torch
 
+from seggym.cohorts.cohort import open_cohort
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import load_reconstructor
 from seggym.errors import SeggymError
@@ -14,11 +16,11 @@ WIDTHS = {"widths": [4, 8]}
 CPU = torch.device("cpu")
 
 
-def saved(folder, task, outputs):
+def saved(folder, task, outputs, patients=()):
     torch.manual_seed(0)
     network = build_network("unet", outputs, **WIDTHS).eval()
     names = ["background", "heart"] if task == "segmentation" else []
-    card = ModelCard("unet", WIDTHS, outputs, names, task, 16, [], "phantom", "x")
+    card = ModelCard("unet", WIDTHS, outputs, names, task, 16, list(patients), "phantom", "x")
     save_network(folder, network, card)
     return network
 
@@ -50,6 +52,20 @@ def test_the_engine_shows_and_scores_its_image(make_engine):
         each.begin(torch.arange(2), episodes)
     assert (engine.observe()["image"] == engine.observe()["image"][:, :, :1, :1]).all()
     assert not torch.equal(engine.quality, plain.quality)
+
+
+def test_patients_that_it_was_trained_on_are_for_training_only(tmp_path, phantom_root):
+    def make(role):
+        scan = {"matrix": 24, "crop": 16}
+        options = {"cohort_options": {"patients": 6, "test_patients": 1}, "acquisition": scan, "role": role}
+        return gymnasium.make("KSpaceRecon-Phantom-v0", reconstructor=str(tmp_path), **options)
+
+    cohort = open_cohort("phantom", patients=6, test_patients=1)
+    saved(tmp_path, "reconstruction", 1, cohort.patients)
+    make("train")
+    for role in ("val", "test"):
+        with pytest.raises(SeggymError, match="was trained on patient00"):
+            make(role)
 
 
 def test_a_segmentation_network_is_no_reconstructor_and_the_other_way_round(tmp_path):
