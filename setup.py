@@ -9,7 +9,7 @@ setup(
     package_dir={"seggym": "seggym", **{f"seggym.{floor}": floor.replace(".", "/") for floor in FLOORS}},
     package_data={
         "seggym": ["py.typed"],
-        "seggym.configs": ["*.yaml", "*/*.yaml", "*/*/*.yaml"],
+        "seggym.configs": ["*.yaml", "*/*.yaml"],
         "seggym.reward_models": ["phantom/*/*", "phantom/*"],
     },
 )

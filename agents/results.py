@@ -222,7 +222,7 @@ class EvaluationResult:
 
     def table_rows(self) -> tuple[list[str], list[tuple[PolicyResult, list[str]]]]:
         """Headings and, per ranked policy, cells of the summary table."""
-        measures = [(net, level, "dice") for level in LEVELS for net in self.nets] or []
+        measures = [(net, level, "dice") for level in LEVELS for net in self.nets]
         headings = [f"area of {level} Dice, net {net}" for net, level, _ in measures] + ["area of SSIM"]
         headings += [f"lines to 95 %, net {net}" for net in self.nets]
         body = []
