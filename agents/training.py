@@ -146,6 +146,11 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
             raise SeggymError(
                 f"agent.group_size={settings.group_size}: {settings.algorithm} has no rollouts, set it to 1"
             )
+        if env.batch.engine.settings.stop_action:  # type: ignore[attr-defined]
+            raise SeggymError(
+                f"agent.group_size={settings.group_size} compares scans that are at the same step, which "
+                "env.kwargs.stop_action=true lets drift apart: set agent.group_size=1"
+            )
         rollouts = {
             "rollout_buffer_class": algorithm.grouped_buffer,
             "rollout_buffer_kwargs": {"group_size": settings.group_size},

@@ -191,6 +191,8 @@ def test_bad_settings_are_one_sentence(settings):
         train(replace(settings, env_id="CartPole-v9"))
     with pytest.raises(SeggymError, match=r"env\.kwargs"):
         train(replace(settings, env_kwargs={"nonsense": 1}))
+    with pytest.raises(SeggymError, match=r"group_size=2 compares scans that are at the same step"):
+        train(replace(settings, group_size=2, env_kwargs={**settings.env_kwargs, "stop_action": True}))
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -213,6 +215,7 @@ def test_command_line(tmp_path, tiny_env):
     command = [
         *(sys.executable, str(ROOT / "agents" / "train_asmr.py")),
         *("env=krecon_phantom", "agent=ppo", f"run_dir={tmp_path / 'run'}", "total_steps=32", "num_envs=4"),
+        "agent.group_size=2",
         *("agent.hyperparameters.n_steps=8", "agent.hyperparameters.batch_size=16", "eval_every=0", "device=cpu"),
         "+env.kwargs.cohort_options={patients: 6, test_patients: 1}",
         "+env.kwargs.acquisition={matrix: 32, crop: 32}",
