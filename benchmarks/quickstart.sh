@@ -9,7 +9,10 @@ out="${1:-runs/quickstart}"
 export SEGGYM_HOME="${SEGGYM_HOME:-$PWD/$out/home}"
 seed=0
 
-bash train_reward_model.sh +experiment=phantom output="$out/reward_model" seed=$seed
+# The networks are independent of each other: two processes, one per core, share the work.
+bash train_reward_model.sh +experiment=phantom output="$out/reward_model" seed=$seed 'members=[fold1,independent]' &
+bash train_reward_model.sh +experiment=phantom output="$out/reward_model" seed=$seed 'members=[full,fold0]'
+wait $!
 bash generate_sampler.sh cohort=phantom output="$out/sampler.npz"
 bash train_asmr.sh env=kspace_phantom seed=$seed reward_model_dir="$out/reward_model" \
     train_sampler_filename="$out/sampler.npz" run_dir="$out/policy" total_steps=60000 eval_every=8192
