@@ -25,8 +25,10 @@ from seggym.agents.algorithms.scores import ACTOR_CRITICS, action_scores, best_l
 from seggym.configs.checking import require_types
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.environment import observation_space
+from seggym.envs.kspace.settings import NETWORK_OBSERVATIONS
 from seggym.errors import SeggymError
 from seggym.files import json_bytes, read_json, write_together
+from seggym.reward_models.checkpoints import open_reward_model
 
 WEIGHTS = "policy.safetensors"
 CARD = "policy.json"
@@ -83,6 +85,11 @@ class LearnedPolicy:
 
     def begin(self, engine: KSpaceEngine) -> None:
         """Raise :class:`SeggymError` where ``engine`` is not the kind that this policy was trained on."""
+        self._require_fit(engine)
+        self._require_reward_model(engine)
+
+    def _require_fit(self, engine: KSpaceEngine) -> None:
+        """The sizes and the parts of the observation must be those of training."""
         assert isinstance(self.policy.observation_space, spaces.Dict)
         found: dict[str, Any] = {
             "num_lines": engine.num_lines,
@@ -102,6 +109,24 @@ class LearnedPolicy:
             raise SeggymError(
                 f"snapshot {self.name} was trained on {self.env_id} and does not fit this environment, which has "
                 f"{'; '.join(wrong)}: use its environment and observation={list(self.observation)}, or train another"
+            )
+
+    def _require_reward_model(self, engine: KSpaceEngine) -> None:
+        """What a network makes of an image means something to a policy only where it is the network of its training.
+
+        A reward model is known by its ``full`` network: which of its cross-fitted ones answers depends on the patient.
+        """
+        seen = [part for part in self.observation if part in NETWORK_OBSERVATIONS]
+        if not seen:
+            return
+        assert engine.settings.reward_model is not None  # the settings insist where a network is observed
+        model = open_reward_model(engine.settings.reward_model)
+        found, expected = model.cards["full"].weights, self.card["reward_model_hash"]
+        if found != expected:
+            raise SeggymError(
+                f"snapshot {self.name} observes {', '.join(seen)} of the reward model whose full network has the "
+                f"weights {expected}, but {model.full} has {found}: pass the reward model of its training "
+                "(reward_model_dir= or reward_model=), or train a policy with this one"
             )
 
     def act(self, engine: KSpaceEngine, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:

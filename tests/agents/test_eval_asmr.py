@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ from seggym.agents.eval_asmr import run
 from seggym.agents.evaluation import open_bench
 from seggym.agents.training import TrainSettings, train
 from seggym.errors import SeggymError
-from seggym.reward_models.checkpoints import ModelCard, save_network
+from seggym.filming import film
+from seggym.reward_models.checkpoints import ModelCard, save_network, weights_hash
 from seggym.reward_models.networks import build_network
 
 RECON = "KSpaceRecon-Phantom-v0"
@@ -120,6 +122,44 @@ def test_patients_that_net_b_was_trained_on_are_refused(reward_model):
     seen = bench.stack.patients[0]
     with pytest.raises(SeggymError, match=f"was trained on {seen}"):
         open_bench(SEG, {**SMALL, "reward_model": reward_model((seen,))})
+
+
+@pytest.fixture(scope="module")
+def watching(tmp_path_factory) -> tuple[Path, list[str]]:
+    """The run of a policy that observes features, and the folders of its reward model and of a foreign one."""
+    base = tmp_path_factory.mktemp("watching")
+    names = ["background", "RV", "myocardium", "LV"]
+    models = [str(base / name) for name in ("own", "foreign")]
+    for seed, folder in enumerate(models):
+        torch.manual_seed(seed)
+        card = ModelCard("unet", {"widths": [4, 4]}, 4, names, "segmentation", 32, [], "phantom", "none")
+        save_network(folder, build_network("unet", 4, widths=[4, 4]), card)
+    settings = TrainSettings(
+        run_dir=str(base / "run"),
+        env_id=SEG,
+        env_kwargs={**SMALL, "observation": ["features", "acquired"], "budget": 2, "reward_model": models[0]},
+        algorithm="maskable_ppo",
+        hyperparameters={"n_steps": 4, "batch_size": 8, "n_epochs": 1},
+        network={"extractor": "dict", "extractor_kwargs": {}, "net_arch": [8], "activation": "tanh"},
+        total_steps=8,
+        num_envs=2,
+        eval_every=0,
+        checkpoint_every=0,
+    )
+    return train(settings), models
+
+
+def test_a_policy_that_observes_a_network_is_evaluated_with_that_network(watching):
+    folder, (own, foreign) = watching
+    moved = shutil.copytree(own, folder.parent / "moved")
+    options = {"load_from_snapshot_base_dir": str(folder), "baselines": []}
+    assert "maskable_ppo" in run(values(reward_model_dir=str(moved), **options))
+    hashes = [weights_hash(model) for model in (own, foreign)]
+    sentence = rf"observes features.*weights {hashes[0]}, but {foreign} has {hashes[1]}: pass the reward model"
+    with pytest.raises(SeggymError, match=sentence):
+        run(values(reward_model_dir=foreign, **options))
+    with pytest.raises(SeggymError, match=sentence):
+        film(SEG, str(folder), folder / "a.png", env_kwargs={"reward_model": foreign})
 
 
 def test_one_line_for_anybody(snapshots):
