@@ -32,12 +32,12 @@ from seggym.reward_models.checkpoints import open_reward_model
 
 WEIGHTS = "policy.safetensors"
 CARD = "policy.json"
-FORMAT = 1
+FORMAT = 2
 _PACKAGES = ("seggym", "torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy")
 _CARD_TYPES = {
     "format": int, "algorithm": str, "network": dict, "observation": dict, "num_actions": int, "num_lines": int,
-    "num_classes": int, "env_id": str, "env_kwargs": dict, "reward_model_hash": str | None, "data_fingerprint": str,
-    "seed": int, "steps": int, "metrics": dict, "versions": dict, "weights": str,
+    "num_classes": int, "env_id": str, "env_kwargs": dict, "cohort": str, "patients": list, "data_fingerprint": str,
+    "reward_model_hash": str | None, "seed": int, "steps": int, "metrics": dict, "versions": dict, "weights": str,
 }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def save_snapshot(folder: str | os.PathLike[str], model: BaseAlgorithm, metadata
     """Write the policy of ``model`` to ``folder``, both files or neither; returns the folder.
 
     ``metadata``: ``algorithm``, ``network``, ``env_id``, ``env_kwargs``, ``num_lines``, ``num_classes``,
-    ``reward_model_hash``, ``data_fingerprint``, ``seed`` and ``metrics``.
+    ``reward_model_hash``, ``cohort``, ``patients`` (trained on), ``data_fingerprint``, ``seed`` and ``metrics``.
     """
     folder = Path(folder)
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.policy.state_dict().items()}
@@ -84,8 +84,12 @@ class LearnedPolicy:
         self.identity = {"weights": card["weights"]}
 
     def begin(self, engine: KSpaceEngine) -> None:
-        """Raise :class:`SeggymError` where ``engine`` is not the kind that this policy was trained on."""
+        """Raise :class:`SeggymError` where ``engine`` is not the kind that this policy was trained on.
+
+        So it does where ``engine`` holds a patient that the policy was trained on, or shows another network's view.
+        """
         self._require_fit(engine)
+        self._require_unseen(engine)
         self._require_reward_model(engine)
 
     def _require_fit(self, engine: KSpaceEngine) -> None:
@@ -109,6 +113,17 @@ class LearnedPolicy:
             raise SeggymError(
                 f"snapshot {self.name} was trained on {self.env_id} and does not fit this environment, which has "
                 f"{'; '.join(wrong)}: use its environment and observation={list(self.observation)}, or train another"
+            )
+
+    def _require_unseen(self, engine: KSpaceEngine) -> None:
+        """No patient is one of the training; names are a cohort's own, as with reward models."""
+        trained = set(self.card["patients"]) if engine.settings.cohort == self.card["cohort"] else set()
+        seen = sorted(trained & set(engine.stack.patients))
+        if seen:
+            raise SeggymError(
+                f"snapshot {self.name} was trained on {len(seen)} of the {len(set(engine.stack.patients))} patients of "
+                f"cohort {engine.settings.cohort} with role={engine.settings.role} ({seen[0]} is one), expected patients "
+                "that it never saw: choose role=test, or the split of its training"
             )
 
     def _require_reward_model(self, engine: KSpaceEngine) -> None:
@@ -231,6 +246,8 @@ def _read_card(path: Path) -> dict[str, Any]:
             "train the policy again"
         )
     require_types(card, _CARD_TYPES, f"snapshot {path}: ")
+    if not all(isinstance(patient, str) for patient in card["patients"]):
+        raise SeggymError(f"snapshot {path}: patients must be names, found others: train the policy again")
     return card
 
 

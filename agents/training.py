@@ -254,6 +254,8 @@ def _facts(settings: TrainSettings, engine: KSpaceEngine) -> dict[str, Any]:
         "num_lines": engine.num_lines,
         "num_classes": engine.stack.num_classes,
         "reward_model_hash": reward_model,
+        "cohort": scan.cohort,
+        "patients": sorted(set(engine.stack.patients)),
         "data_fingerprint": load_cohort(scan)[0].fingerprint,
         "seed": settings.seed,
     }

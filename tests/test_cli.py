@@ -132,12 +132,16 @@ def test_render_a_snapshot(capsys, tmp_path):
     facts = {name: getattr(settings, name) for name in ("algorithm", "network", "env_id", "seed")}
     kwargs = {**settings.env_kwargs, "role": "train", "train_sampler_filename": str(tmp_path / "gone.npz")}
     sizes = {"num_lines": engine.num_lines, "num_classes": engine.stack.num_classes}
-    rest = {"env_kwargs": kwargs, "reward_model_hash": None, "data_fingerprint": "0", "metrics": {}}
+    data = {"cohort": "phantom", "patients": sorted(set(engine.stack.patients)), "data_fingerprint": "0"}
+    rest = {"env_kwargs": kwargs, "reward_model_hash": None, **data, "metrics": {}}
     save_snapshot(tmp_path / "run" / "best", model, {**facts, **sizes, **rest})
     arguments = ("--snapshot", tmp_path / "run", "--out", tmp_path / "a.gif", "--budget", 4)
     code, printed, err = run(capsys, "render", "KSpaceRecon-Phantom-v0", *arguments)
     assert code == 0, err
     assert "7 of 32 lines" in printed
+    code, _, err = run(capsys, "render", "KSpaceRecon-Phantom-v0", *arguments, "--kwargs", '{"role": "train"}')
+    assert code == 2
+    assert "role=train" in err
     code, _, err = run(capsys, "render", "KSpaceSeg-Phantom-v0", *arguments)
     assert code == 2
     assert "was trained in KSpaceRecon-Phantom-v0" in err

@@ -17,6 +17,7 @@ import seggym
 from seggym.agents.algorithms.networks import find_algorithm
 from seggym.agents.eval_asmr import run
 from seggym.agents.evaluation import open_bench
+from seggym.agents.snapshots import load_policy
 from seggym.agents.training import TrainSettings, train
 from seggym.errors import SeggymError
 from seggym.filming import film
@@ -160,6 +161,25 @@ def test_a_policy_that_observes_a_network_is_evaluated_with_that_network(watchin
         run(values(reward_model_dir=foreign, **options))
     with pytest.raises(SeggymError, match=sentence):
         film(SEG, str(folder), folder / "a.png", env_kwargs={"reward_model": foreign})
+
+
+def test_patients_that_a_policy_was_trained_on_are_refused(snapshots, tmp_path):
+    """By role and, with another split, by name; the environment needs no reward model to know them."""
+    card = load_policy(snapshots[0]).card
+    bench = open_bench(RECON, SMALL)
+    trained = bench.provenance["split"]["train"]
+    assert (card["cohort"], card["patients"]) == ("phantom", trained)
+    for role in ("train", "all"):
+        with pytest.raises(SeggymError, match=rf"was trained on {len(trained)} of .*role={role}"):
+            run(values(load_from_snapshot_base_dir=str(snapshots[0]), role=role, baselines=[]))
+        with pytest.raises(SeggymError, match=f"role={role}"):
+            seggym.evaluate(snapshots[0], role=role, eval_range=[1, 1], progress=False)
+    split = tmp_path / "split.json"
+    others = bench.provenance["split"]["test"] + bench.provenance["split"]["val"]
+    split.write_text(json.dumps({"train": [*trained[1:], *others[1:]], "val": [], "test": [trained[0], others[0]]}))
+    with pytest.raises(SeggymError, match=f"was trained on 1 of the 2 patients.*{trained[0]} is one"):
+        seggym.evaluate(snapshots[0], split=str(split), eval_range=[1, 1], progress=False)
+    seggym.evaluate(snapshots[0], role="val", eval_range=[1, 1], progress=False)
 
 
 def test_one_line_for_anybody(snapshots):

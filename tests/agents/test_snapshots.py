@@ -12,7 +12,7 @@ from seggym.agents.snapshots import load_policy, save_snapshot, snapshot_folders
 from seggym.agents.training import TrainSettings, make_batch, make_model
 from seggym.errors import SeggymError
 
-METADATA = {"reward_model_hash": None, "data_fingerprint": "0", "metrics": {}}
+METADATA = {"reward_model_hash": None, "cohort": "phantom", "data_fingerprint": "0", "metrics": {}}
 
 
 @pytest.fixture
@@ -41,14 +41,15 @@ def save(settings, tmp_path):
         engine = model.env.batch.engine
         names = ("algorithm", "network", "env_id", "env_kwargs", "seed")
         facts = {name: getattr(chosen, name) for name in names}
-        sizes = {"num_lines": engine.num_lines, "num_classes": engine.stack.num_classes}
-        return model, save_snapshot(tmp_path / algorithm / "best", model, {**facts, **sizes, **METADATA}).parent
+        facts |= {"num_lines": engine.num_lines, "num_classes": engine.stack.num_classes}
+        facts |= {"patients": sorted(set(engine.stack.patients))}
+        return model, save_snapshot(tmp_path / algorithm / "best", model, {**facts, **METADATA}).parent
 
     return save
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_chooses_what_the_model_chooses(save, algorithm):
+def test_chooses_what_the_model_chooses(save, algorithm, tiny_env):
     model, run = save(algorithm)
     policy = load_policy(run)
     observation = model.env.reset()
@@ -61,11 +62,13 @@ def test_chooses_what_the_model_chooses(save, algorithm):
     assert policy.predict(one, **one_masked)[0] == expected[2]
 
     engine = model.env.batch.engine
-    policy.begin(engine)
     actions = policy.act(engine, engine.observe(), engine.action_mask())
     assert engine.action_mask().gather(1, actions[:, None]).all()
     if "mask" in algorithm:
         np.testing.assert_array_equal(actions.numpy(), expected)
+    with pytest.raises(SeggymError, match=r"trained on 4 of the 4 patients of cohort phantom with role=train"):
+        policy.begin(engine)
+    policy.begin(make_batch(tiny_env["id"], {**tiny_env["kwargs"], "role": "test"}, 2).engine)
 
 
 def test_sampling_follows_the_masks(save):
@@ -109,6 +112,7 @@ def test_missing_and_foreign_snapshots_are_refused(save, tmp_path):
         ({"weights": "0"}, "is not the file that"),
         ({"num_actions": "x"}, "num_actions='x' is a str, expected int"),
         ({"env_kwargs": None}, "env_kwargs=None is a NoneType, expected dict"),
+        ({"patients": [1]}, "patients must be names"),
     ):
         card.write_text(json.dumps({**original, **change}))
         with pytest.raises(SeggymError, match=pattern):
