@@ -122,8 +122,8 @@ class LearnedPolicy:
         if seen:
             raise SeggymError(
                 f"snapshot {self.name} was trained on {len(seen)} of the {len(set(engine.stack.patients))} patients of "
-                f"cohort {engine.settings.cohort} with role={engine.settings.role} ({seen[0]} is one), expected patients "
-                "that it never saw: choose role=test, or the split of its training"
+                f"cohort {engine.settings.cohort} with role={engine.settings.role} ({seen[0]} is one), expected "
+                "patients that it never saw: choose role=test, or the split of its training"
             )
 
     def _require_reward_model(self, engine: KSpaceEngine) -> None:
