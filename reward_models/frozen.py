@@ -1,5 +1,6 @@
 """Frozen inference: probabilities and pooled features of a trained network from one fast forward pass."""
 
+import contextlib
 import copy
 import itertools
 import os
@@ -149,13 +150,24 @@ class FrozenNetwork:
     def reconstruct(self, magnitude: torch.Tensor) -> torch.Tensor:
         """The image-to-image network's version of magnitude images (B, H, W): its output on their own scale, >= 0."""
         mean, scale = _moments(magnitude)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._exact():
             parts = normalise(magnitude).to(self.dtype).split(self.max_batch)
             output = torch.cat([self.network(part)[0][:, 0] for part in parts])
         return (output.to(mean.dtype) * scale + mean).clamp_min(0)
 
+    def _exact(self) -> contextlib.AbstractContextManager[None]:
+        """Where fp32 is asked for on a GPU, fp32 is computed: cuDNN would round the factors to TF32, of 10 bits."""
+        if self.device.type != "cuda" or self.dtype == torch.bfloat16:
+            return contextlib.nullcontext()
+        return torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled,
+            benchmark=torch.backends.cudnn.benchmark,
+            deterministic=torch.backends.cudnn.deterministic,
+            allow_tf32=False,
+        )
+
     def _forward(self, magnitude: torch.Tensor) -> Prediction:
-        with torch.inference_mode():
+        with torch.inference_mode(), self._exact():
             x = normalise(magnitude).to(self.dtype).contiguous(memory_format=MEMORY_FORMAT)
             logits, bottleneck = self.network(x)
         # Outside inference mode, so that the results are ordinary tensors, which a trainer may put into its graph.

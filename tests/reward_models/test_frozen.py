@@ -3,6 +3,7 @@
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,5 +148,21 @@ def test_the_gpu_agrees_with_the_processor() -> None:
     network = trained_like("unet")
     gpu = FrozenNetwork(network, device="cuda")(images(5).cuda())
     torch.testing.assert_close(
-        gpu.probabilities.cpu(), FrozenNetwork(network)(images(5)).probabilities, atol=1e-3, rtol=0
+        gpu.probabilities.cpu(), FrozenNetwork(network)(images(5)).probabilities, atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("fp32", False), ("bf16", True)])
+@pytest.mark.parametrize("call", [FrozenNetwork.__call__, FrozenNetwork.reconstruct])
+def test_fp32_on_a_gpu_is_not_rounded_to_tf32(precision: str, kept: bool, call: Any) -> None:
+    """The setting of cuDNN during the forward pass, as a GPU would see it; it is the user's again afterwards."""
+    frozen = FrozenNetwork(trained_like("unet"), precision=precision)
+    during: list[tuple[bool, bool]] = []
+    flags = torch.backends.cudnn
+    frozen.network.register_forward_hook(lambda *_: during.append((flags.allow_tf32, flags.benchmark)))
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+        call(frozen, images(1))
+        frozen.device = torch.device("cuda")
+        call(frozen, images(1))
+        assert flags.allow_tf32
+    assert during == [(True, True), (kept, True)]
