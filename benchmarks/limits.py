@@ -65,7 +65,7 @@ def main(*arguments: str) -> None:
         "phase 0.5 rad, no echo shift": replace(base, phase=(0.5, 0.5), echo_shift=0.0),
         "phase 3 rad, no echo shift": replace(base, phase=(3.0, 3.0), echo_shift=0.0),
         "phase as default, no echo shift": replace(base, echo_shift=0.0),
-        "no noise": replace(base, snr=float("inf")),
+        "no noise": replace(base, snr=None),
         "SNR 10": replace(base, snr=10.0),
     }
     print(f"Dice per slice of {len(patients)} test patients after {LINES} lines of simulated k-space, {cohort.name}")

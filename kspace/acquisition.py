@@ -4,6 +4,7 @@ Magnitude volumes become what the simulated scanner sees: the whole field of vie
 to the acquisition matrix plus a guard band, so that a smooth phase can be applied before k-space is cropped.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -28,7 +29,8 @@ class Acquisition:
     matrix: number of phase-encode lines and of readout samples (M).
     crop: side of the central crop of the reconstruction that the network sees (C <= M).
     snr: mean signal of the central quarter of the field of view over the standard deviation of the noise in the real
-        and in the imaginary part of a fully sampled image; the noise is left out where it is infinite.
+        and in the imaginary part of a fully sampled image; None (null in a file; an infinite one becomes None) is a
+        scan without noise.
     phase: range of the amplitude of the smooth phase in rad; one draw per patient.
     echo_shift: largest displacement of the echo along the phase-encode axis in lines; one draw per patient.
     initial_lines: size of the block around DC that is measured before the first action; odd.
@@ -36,7 +38,7 @@ class Acquisition:
 
     matrix: int = 160
     crop: int = 128
-    snr: float = 20.0
+    snr: float | None = 20.0
     phase: tuple[float, float] = (0.5, 3.0)
     echo_shift: float = 4.0
     initial_lines: int = 3
@@ -49,8 +51,11 @@ class Acquisition:
                 f"initial_lines={self.initial_lines} must be an odd number below matrix={self.matrix}: the block is "
                 "centred on DC"
             )
-        if not self.snr > 0:
-            raise SeggymError(f"snr={self.snr} must be positive (use .inf for a scan without noise)")
+        if self.snr == math.inf:
+            # JSON has no infinity, and records of a scan are JSON.
+            object.__setattr__(self, "snr", None)
+        if self.snr is not None and not self.snr > 0:
+            raise SeggymError(f"snr={self.snr} must be a positive number (null for a scan without noise)")
         object.__setattr__(self, "phase", (float(self.phase[0]), float(self.phase[1])))
 
     @property

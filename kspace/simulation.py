@@ -55,8 +55,13 @@ def encode(
 def thermal_noise(
     stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition
 ) -> torch.Tensor:
-    """Noise of every line in hybrid space, complex64 (B, M, M); white, as the transforms are orthonormal."""
+    """Noise of every line in hybrid space, complex64 (B, M, M); white, as the transforms are orthonormal.
+
+    Zeros where the scan has none (``acquisition.snr`` is None).
+    """
     matrix = acquisition.matrix
+    if acquisition.snr is None:
+        return torch.zeros(len(keys), matrix, matrix, dtype=torch.complex64, device=keys.device)
     sigma = stack.signal[indices] / acquisition.snr
     return complex_normal(keys, NOISE_STREAM, matrix * matrix).view(-1, matrix, matrix) * sigma[:, None, None]
 

@@ -1,5 +1,6 @@
 """Preparation of slices, and the simulated measurement of them."""
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def edges(profile):
     return rising, falling
 
 
-QUIET = {"snr": math.inf, "phase": (0.0, 0.0), "echo_shift": 0.0}
+QUIET = {"snr": None, "phase": (0.0, 0.0), "echo_shift": 0.0}
 
 
 @pytest.mark.parametrize("shape", [(160, 160), (200, 256), (255, 201), (171, 171), (320, 320), (96, 100)])
@@ -125,9 +126,21 @@ def test_noise_has_the_stated_level(snr):
 
 
 def test_noise_free_scans_have_no_noise():
-    scan = Acquisition(matrix=48, crop=32, snr=math.inf)
+    scan = Acquisition(matrix=48, crop=32, snr=None)
     stack = prepare([block((60, 60), (20, 40), (20, 40))], scan, 2)
-    assert not simulation.thermal_noise(stack, torch.tensor([0]), torch.tensor([1]), scan).any()
+    noise = simulation.thermal_noise(stack, torch.tensor([0]), torch.tensor([1]), scan)
+    assert (noise.shape, noise.dtype) == ((1, 48, 48), torch.complex64)
+    assert not noise.any()
+
+
+def test_a_scan_without_noise_can_be_recorded():
+    scan = Acquisition(snr=math.inf)
+    assert scan == Acquisition(snr=None)
+    stored = json.loads(json.dumps(scan.as_dict(), allow_nan=False))
+    assert Acquisition(**stored) == scan
+    for snr in (0.0, -1.0, math.nan, -math.inf):
+        with pytest.raises(SeggymError, match=r"positive number \(null for"):
+            Acquisition(snr=snr)
 
 
 @pytest.mark.parametrize("size", [48, 49])
