@@ -70,7 +70,10 @@ class Bench:
         )
 
     def _key(self, role: str) -> dict[str, Any]:
-        """What a result depends on beside policy and budgets; where the data lie and how fast it goes are no part."""
+        """What a result depends on beside policy and budgets.
+
+        Where data and networks lie and how fast it goes are no part: networks are known by their weights.
+        """
         described = asdict(self.settings)
         # What is observed matters to a trained policy only, and its weights say that.
         for name in (
@@ -81,6 +84,7 @@ class Bench:
             "budget",
             "train_sampler_filename",
             "reward_model",
+            "reconstructor",
             "split",
         ):
             del described[name]
@@ -140,6 +144,8 @@ def open_bench(
             net_b = str(other.full)
         if net_b is not None:
             independent = load_frozen(net_b, resolve_device(settings.device), "fp32")
+    if settings.reconstructor is not None:
+        weights["reconstructor"] = open_reward_model(settings.reconstructor).cards["full"].weights
     provenance = {
         "cohort": cohort.name,
         "fingerprint": cohort.fingerprint,

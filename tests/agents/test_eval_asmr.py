@@ -182,6 +182,21 @@ def test_patients_that_a_policy_was_trained_on_are_refused(snapshots, tmp_path):
     seggym.evaluate(snapshots[0], role="val", eval_range=[1, 1], progress=False)
 
 
+def test_a_reconstructor_is_known_by_its_weights_not_by_its_path(tmp_path):
+    """A cached result must not outlive a change of the network, and may follow it to another folder."""
+
+    def key(name: str, seed: int) -> dict:
+        torch.manual_seed(seed)
+        card = ModelCard("unet", {"widths": [4, 4]}, 1, [], "reconstruction", 32, [], "phantom", "none")
+        save_network(tmp_path / name, build_network("unet", 1, widths=[4, 4]), card)
+        return open_bench(RECON, {**SMALL, "reconstructor": str(tmp_path / name)}).key
+
+    first = key("a", 0)
+    assert key("b", 0) == first
+    assert key("a", 1) != first
+    assert first != open_bench(RECON, SMALL).key
+
+
 def test_one_line_for_anybody(snapshots):
     result = seggym.evaluate(snapshots[0], eval_range=[1, 1], progress=False)
     assert [policy.kind for policy in result.policies] == ["policy", "ceiling"]
