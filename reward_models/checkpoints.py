@@ -179,9 +179,10 @@ def weights_hash(folder: str | os.PathLike[str]) -> str:
 def open_reward_model(path_or_name: str | os.PathLike[str]) -> RewardModel:
     """Open a reward model by the path of its folder or by name.
 
-    A name is ``phantom`` (comes with the package) or one published in ``$SEGGYM_HOME/reward_models``. The folder of a
-    single network counts as a reward model that has only ``full``. Raises :class:`SeggymError` where nothing is there
-    or a network was trained on a patient that it is said not to know.
+    A name is one published in ``$SEGGYM_HOME/reward_models``, else one that comes with the package (``phantom``), so
+    what you published yourself wins. The folder of a single network counts as a reward model that has only ``full``.
+    Raises :class:`SeggymError` where nothing is there or a network was trained on a patient that it is said not to
+    know.
     """
     folder = _locate(path_or_name)
     if (folder / CARD).is_file() and not (folder / INDEX).is_file():
@@ -216,9 +217,10 @@ def open_reward_model(path_or_name: str | os.PathLike[str]) -> RewardModel:
 
 def _locate(path_or_name: str | os.PathLike[str]) -> Path:
     name = os.fspath(path_or_name)
-    published = PACKAGED.get(name, seggym_home() / "reward_models" / name)
+    published = seggym_home() / "reward_models" / name
+    packaged = [PACKAGED[name]] if name in PACKAGED else []
     is_name = bool(name) and Path(name).name == name and name not in (".", "..")
-    for folder in [published, Path(name)] if is_name else [Path(name).expanduser()]:
+    for folder in [published, *packaged, Path(name)] if is_name else [Path(name).expanduser()]:
         if (folder / INDEX).is_file() or (folder / CARD).is_file():
             return folder
     where = published if is_name else name

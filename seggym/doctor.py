@@ -88,7 +88,10 @@ def _reward_models(advice: list[str]) -> Iterator[str]:
             yield f"  {name}: {error}"
             continue
         card: Any = model.cards["full"]
-        yield f"  {name}: {card.architecture}, {card.num_outputs} classes, networks {', '.join(model.cards)}"
+        # A published model hides the packaged one of its name, so say which of them is meant.
+        origin = f"published in {model.folder}" if model.folder == published / name else "comes with seggym"
+        networks = ", ".join(model.cards)
+        yield f"  {name}: {card.architecture}, {card.num_outputs} classes, networks {networks}; {origin}"
     if "acdc" not in names or missing:
         wanted = missing[0] if missing else "acdc"
         advice.append(f"`bash train_reward_model.sh cohort={wanted}` trains a reward model")

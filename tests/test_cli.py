@@ -1,6 +1,7 @@
 """The ``seggym`` command: exit codes, sentences and files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from seggym.agents.training import TrainSettings, make_model
 from seggym.cli import main
 from seggym.cohorts import acdc
 from seggym.envs import ENVIRONMENTS
+from seggym.reward_models.checkpoints import PACKAGED
 
 PHANTOMS = {"cohort_options": {"patients": 6, "test_patients": 2}}
 
@@ -40,6 +42,13 @@ def test_doctor_says_what_it_found(capsys, monkeypatch, tmp_path):
     for word in ("device:", "precision=auto:", "threads:", "gymnasium", str(tmp_path), "KSpaceSeg-ACDC-v0", "Advice"):
         assert word in out
     assert f"acdc: {tmp_path / 'acdc'}" in out
+
+
+def test_doctor_says_which_reward_model_a_name_means(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path))
+    assert "independent; comes with seggym" in run(capsys, "doctor")[1]
+    published = shutil.copytree(PACKAGED["phantom"], tmp_path / "reward_models" / "phantom")
+    assert f"independent; published in {published}" in run(capsys, "doctor")[1]
 
 
 def test_doctor_names_missing_data(capsys, monkeypatch, tmp_path):

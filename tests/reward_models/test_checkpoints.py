@@ -192,6 +192,8 @@ def test_names_are_published_or_packaged_ones(tmp_path: Path, monkeypatch: pytes
     save_reward_model(tmp_path / "home" / "reward_models" / "acdc")
     assert open_reward_model("acdc").folder == tmp_path / "home" / "reward_models" / "acdc"
     assert open_reward_model("phantom").folder == tmp_path / "packaged"
+    published = save_reward_model(tmp_path / "home" / "reward_models" / "phantom")
+    assert open_reward_model("phantom").folder == published, "what the user published wins"
     with pytest.raises(SeggymError, match=r"no reward model at .*mscmr.*train_reward_model.sh cohort=mscmr.* minutes"):
         open_reward_model("mscmr")
     with pytest.raises(SeggymError, match="cohort=<cohort>"):
