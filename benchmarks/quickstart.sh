@@ -15,8 +15,8 @@ bash train_reward_model.sh +experiment=phantom output="$out/reward_model" seed=$
 wait $!
 bash generate_sampler.sh cohort=phantom output="$out/sampler.npz"
 bash train_asmr.sh env=kspace_phantom seed=$seed reward_model_dir="$out/reward_model" \
-    train_sampler_filename="$out/sampler.npz" run_dir="$out/policy" total_steps=60000 eval_every=8192
+    train_sampler_filename="$out/sampler.npz" run_dir="$out/policy" total_steps=45056 eval_every=8192
 # Smaller searches for the baselines than the defaults, so that all of it fits into a coffee break.
-python agents/eval_asmr.py load_from_snapshot_base_dir="$out/policy" 'eval_range=[5,16]' \
-    window=10 max_slices=16 'surface_budgets=[16]'
+python agents/eval_asmr.py load_from_snapshot_base_dir="$out/policy" 'eval_range=[1,12]' \
+    window=10 max_slices=16 'surface_budgets=[12]'
 echo "report: $out/policy/report.html"
