@@ -28,7 +28,7 @@ from seggym.envs.kspace.sources import build_engine, choose_patients, load_cohor
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import SliceStack
-from seggym.reward_models.checkpoints import open_reward_model
+from seggym.reward_models.checkpoints import RewardModel, open_reward_model
 from seggym.reward_models.frozen import load_frozen
 from seggym.reward_models.slices import prepared_slices
 
@@ -121,7 +121,8 @@ def open_bench(
 ) -> Bench:
     """The bench of a registered environment; patients that a scoring network was trained on are refused.
 
-    ``net_b`` is the folder of the independent network; by default the one that comes with the reward model.
+    ``net_b`` is the folder of the independent network; by default the one that comes with the reward model. A copy of a
+    network of the reward model is refused.
     """
     settings = replace(
         settings_of(env_id, env_kwargs), role=role, precision="fp32", train_sampler_filename=None, illegal_action="noop"
@@ -143,6 +144,7 @@ def open_bench(
             weights["independent"] = other.cards["full"].weights
             net_b = str(other.full)
         if net_b is not None:
+            _require_independent(model, weights["independent"], net_b)
             independent = load_frozen(net_b, resolve_device(settings.device), "fp32")
     if settings.reconstructor is not None:
         weights["reconstructor"] = open_reward_model(settings.reconstructor).cards["full"].weights
@@ -159,6 +161,16 @@ def open_bench(
         },
     }
     return Bench(env_id, settings, stack, tuple(cohort.class_names), build_engine, independent, provenance)
+
+
+def _require_independent(model: RewardModel, weights: str, net_b: str) -> None:
+    """Network B must not be one of the networks A: it would confirm whatever exploits them."""
+    same = [name for name, card in model.cards.items() if name != "independent" and card.weights == weights]
+    if same:
+        raise SeggymError(
+            f"net_b={net_b} has the weights {weights}, which are those of {model.path(same[0])}, expected a network of "
+            "another seed and architecture than the reward model: pass another folder, or leave net_b out"
+        )
 
 
 def evaluate_policies(

@@ -182,6 +182,21 @@ def test_patients_that_a_policy_was_trained_on_are_refused(snapshots, tmp_path):
     seggym.evaluate(snapshots[0], role="val", eval_range=[1, 1], progress=False)
 
 
+def test_a_network_b_that_is_network_a_is_refused(reward_model, tmp_path):
+    model = Path(reward_model())
+    kwargs = {**SMALL, "reward_model": str(model)}
+    other = str(model / "independent")
+    assert open_bench(SEG, kwargs, net_b=other).provenance["weights"] == open_bench(SEG, kwargs).provenance["weights"]
+    same = shutil.copytree(model / "full", tmp_path / "same")
+    for net_b in (str(model), str(same)):
+        with pytest.raises(SeggymError, match=rf"net_b=.* has the weights {weights_hash(same)}.*{model / 'full'}"):
+            open_bench(SEG, kwargs, net_b=net_b)
+    whole = shutil.copytree(model, tmp_path / "whole")
+    shutil.copytree(same, whole / "independent", dirs_exist_ok=True)
+    with pytest.raises(SeggymError, match="those of"):
+        open_bench(SEG, {**SMALL, "reward_model": str(whole)})
+
+
 def test_a_reconstructor_is_known_by_its_weights_not_by_its_path(tmp_path):
     """A cached result must not outlive a change of the network, and may follow it to another folder."""
 
