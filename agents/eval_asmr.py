@@ -76,6 +76,8 @@ def _subject(values: dict[str, Any]) -> "tuple[list[Policy], str, dict[str, Any]
     from seggym.agents.policies import load_callable
 
     given = {name: values[key] for key, name in _ENV_ARGUMENTS.items() if values[key] is not None}
+    if "data_root" in given:
+        given["root"] = None  # a snapshot may know its folder by this name, on another machine
     snapshots, function = values["load_from_snapshot_base_dir"], values["policy"]
     if snapshots is not None and function is not None:
         raise SeggymError("load_from_snapshot_base_dir and policy are both set: evaluate one of them at a time")

@@ -203,7 +203,7 @@ def evaluate_policies(
     surfaces = set(plan.budgets if surface_budgets is None else surface_budgets)
     grader = Grader(plan, bench.independent, [i for i, budget in enumerate(plan.points) if budget in surfaces])
     # The scores are made here, so that the environment needs no network between the first and the last image.
-    settings = replace(bench.settings, reward="terminal", budget=high, illegal_action="noop")
+    settings = replace(bench.settings, reward="terminal", objective="final", budget=high, illegal_action="noop")
     blind = replace(settings, observation=("acquired",))
     shared = {
         **bench.key,

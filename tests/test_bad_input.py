@@ -16,6 +16,7 @@ import seggym
 from seggym.cohorts import acdc
 from seggym.cohorts.cohort import cohort_root, open_cohort
 from seggym.configs.checking import build, require_types
+from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError, one_sentence
 from seggym.kspace.acquisition import Acquisition
 from seggym.reward_models.checkpoints import PACKAGED
@@ -160,6 +161,12 @@ def test_a_role_without_patients_is_named(example: str, tmp_path: Path) -> None:
     split.write_text(json.dumps({"train": [], "val": names[:1], "test": names[1:]}))
     with pytest.raises(SeggymError, match=r"split.json has no patient with role=train among the 6"):
         gymnasium.make("KSpaceRecon-ACDC-v0", data_root=example, split=str(split))
+
+
+def test_two_folders_for_one_cohort_are_refused(example: str) -> None:
+    assert KSpaceSettings("acdc", root="a", data_root="a", reward_model="phantom").data_root == "a"
+    with pytest.raises(SeggymError, match=r"root=/elsewhere and data_root=.* differ: pass one"):
+        gymnasium.make("KSpaceRecon-ACDC-v0", data_root=example, root="/elsewhere")
 
 
 def test_options_that_a_reader_does_not_know_are_named(example: str) -> None:

@@ -55,8 +55,8 @@ class KSpaceSettings:
     ``lambda_recon`` (lambda_2 and lambda_1 of the paper), ``seg_metric``, ``recon_metric``, ``absent_weight`` (cost of
     the share of the image predicted as a class that is absent), ``objective`` (final quality or area under the curve),
     ``reward`` ("dense" gains, "terminal" gain, or ASMR's delayed "level"), ``level_delay`` (its steps without reward).
-    A terminal reward needs one forward pass per episode: ``info["quality"]`` and ``info["dice"]`` are then the initial
-    ones until the last step, unless the network is observed.
+    A terminal reward has no area. It needs one forward pass per episode: ``info["quality"]`` and ``info["dice"]`` are
+    then the initial ones until the last step, unless the network is observed.
     Episode: ``budget`` (lines after the initial ones; a number or a range [low, high] drawn per episode),
     ``candidates`` ([first, last] line that may be measured; None is all), ``stop_action``, ``illegal_action``,
     ``illegal_penalty``, ``train_sampler_filename`` (weights of the slices in the draw).
@@ -95,6 +95,11 @@ class KSpaceSettings:
 
     def __post_init__(self) -> None:
         if self.root is not None:
+            if self.data_root not in (None, self.root):
+                raise SeggymError(
+                    f"root={self.root} and data_root={self.data_root} are two names of one folder, the cohort's, and "
+                    "differ: pass one of them"
+                )
             object.__setattr__(self, "data_root", self.root)
         if self.num_classes is not None:
             object.__setattr__(self, "cohort_options", {**self.cohort_options, "num_classes": self.num_classes})
@@ -105,6 +110,11 @@ class KSpaceSettings:
         unknown = [part for part in self.observation if part not in OBSERVATIONS]
         if unknown or not self.observation:
             raise SeggymError(f"observation={list(self.observation)} must name parts among {', '.join(OBSERVATIONS)}")
+        if self.reward == "terminal" and self.objective == "area":
+            raise SeggymError(
+                "reward=terminal and objective=area exclude each other, as the quality at the end says nothing of the "
+                "area under the curve: set objective=final, or reward=dense"
+            )
         matrix = self.scan.matrix
         low, high = self.budget_range
         if not 1 <= low <= high <= matrix - self.scan.initial_lines:

@@ -238,6 +238,12 @@ def test_bad_input_is_one_sentence(changes, sentence):
         run(values(**changes))
 
 
+def test_datadir_replaces_the_folder_that_a_run_knew(phantom_root, tmp_path):
+    env = {"id": RECON, "kwargs": {**SMALL, "root": "/of/another/machine"}}
+    run(values(env=env, datadir=str(phantom_root), baselines=["centre_out"], output=str(tmp_path)))
+    assert json.loads((tmp_path / "evaluation.json").read_text())["settings"]["data_root"] == str(phantom_root)
+
+
 def test_a_snapshot_of_another_environment_is_refused(snapshots):
     with pytest.raises(SeggymError, match="was trained in"):
         run(values(load_from_snapshot_base_dir=str(snapshots[0]), env={"id": SEG, "kwargs": {}}))

@@ -50,6 +50,14 @@ def test_scores_are_those_of_a_direct_computation(result):
         np.testing.assert_allclose(run[f"{net}/slice/dice"][budget, row], expected, atol=0.02)
 
 
+def test_the_objective_of_training_changes_no_score(result):
+    """An area under the curve has no terminal reward, which is what an evaluation runs with."""
+    policy = CallablePolicy(nearest_line)
+    area = evaluate_policies(make_bench(objective="area"), [policy], [1, 3], progress=False, surface_budgets=[])
+    mine = next(p for p in result.policies if p.name == policy.name)
+    np.testing.assert_array_equal(area.policies[0].values("A", "slice", "dice"), mine.values("A", "slice", "dice"))
+
+
 def test_an_external_function_equals_the_baseline_that_it_imitates(result):
     mine, centre = (next(p for p in result.policies if p.name == name) for name in ("nearest_line", "centre_out"))
     assert np.array_equal(mine.runs[0]["lines"], centre.runs[0]["lines"])

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from seggym.envs.kspace.environment import KSpaceVectorEnv
+from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.errors import SeggymError
 
 COUNT = 6
 
@@ -67,6 +69,11 @@ def test_area_rewards_sum_to_the_area_minus_the_initial_quality(make_engine, set
         assert len(qualities[slot]) == budgets[slot] + 1
         area = np.mean(qualities[slot][1:])
         assert sum(rewards[slot]) == pytest.approx(area - qualities[slot][0], abs=1e-9)
+
+
+def test_a_terminal_reward_has_no_area():
+    with pytest.raises(SeggymError, match="reward=terminal and objective=area exclude each other"):
+        KSpaceSettings("phantom", reward_model="phantom", reward="terminal", objective="area")
 
 
 def test_an_area_of_an_early_stop_holds_the_last_quality(make_engine):
