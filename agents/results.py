@@ -33,15 +33,21 @@ class PolicyResult:
     def values(self, net: str, level: str, metric: str) -> np.ndarray:
         """One number per run, point and case, float64 (R, T, cases): classes averaged, NaN where nothing is defined.
 
-        ``metric`` is dice, hd95, assd, failure_rate, absent_area (summed over classes), dice_<index of the class>, or
-        of net "image" ssim and psnr.
+        ``metric`` is dice, hd95, assd, failure_rate, absent_area (summed over classes), dice_<index of the class>,
+        hd95_<index of the class>, or of net "image" ssim and psnr.
         """
         return np.stack([_reduce(run, net, level, metric) for run in self.runs])
 
     def has(self, net: str, level: str, metric: str) -> bool:
         """Whether :meth:`values` has this metric."""
-        name = {"failure_rate": "failed"}.get(metric, metric.partition("_")[0] if metric[5:].isdigit() else metric)
+        name = {"failure_rate": "failed"}.get(metric, _of_class(metric)[0])
         return f"{net}/{level}/{name}" in self.runs[0]
+
+
+def _of_class(metric: str) -> tuple[str, int | None]:
+    """``dice_2`` as ("dice", 2); a metric of no single class as (metric, None)."""
+    name, _, index = metric.rpartition("_")
+    return (name, int(index)) if index.isdigit() and name in ("dice", "hd95") else (metric, None)
 
 
 def _reduce(run: Scores, net: str, level: str, metric: str) -> np.ndarray:
@@ -50,8 +56,9 @@ def _reduce(run: Scores, net: str, level: str, metric: str) -> np.ndarray:
         return run[prefix + metric].astype(np.float64)
     if metric == "absent_area":
         return run[prefix + metric].sum(-1, dtype=np.float64)
-    if metric.startswith("dice_"):
-        return run[prefix + "dice"][..., int(metric[5:]) - 1].astype(np.float64)
+    name, index = _of_class(metric)
+    if index is not None:
+        return run[prefix + name][..., index - 1].astype(np.float64)
     return mean_over_classes(run[prefix + {"failure_rate": "failed"}.get(metric, metric)])
 
 
@@ -88,16 +95,17 @@ class EvaluationResult:
         return next(policy for policy in self.policies if policy.kind == "ceiling")
 
     def _measures(self) -> list[tuple[str, str, str]]:
-        classes = [f"dice_{index}" for index in range(1, len(self.cases.class_names))]
+        classes = [f"{name}_{index}" for name in ("dice", "hd95") for index in range(1, len(self.cases.class_names))]
         per_level = {
             "volume": ["dice", *classes, "hd95", "assd", "failure_rate"],
             "slice": ["dice", *classes, "absent_area", "hd95", "failure_rate"],
         }
         measures = [(net, level, metric) for net in self.nets for level in LEVELS for metric in per_level[level]]
-        return [*measures, ("image", "slice", "ssim"), ("image", "slice", "psnr")]
+        return [*measures, *(("image", level, metric) for level in LEVELS for metric in ("ssim", "psnr"))]
 
     def _metric_name(self, metric: str) -> str:
-        return f"dice_{self.cases.class_names[int(metric[5:])]}" if metric.startswith("dice_") else metric
+        name, index = _of_class(metric)
+        return name if index is None else f"{name}_{self.cases.class_names[index]}"
 
     def area_values(self, policy: PolicyResult, net: str, level: str, metric: str = "dice") -> np.ndarray:
         """Area of every run and case, (R, cases); the ceiling's is its value."""

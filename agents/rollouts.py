@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from seggym.agents.policies import Policy
-from seggym.agents.scores import Cases, Scores, segmentation_scores
+from seggym.agents.scores import Cases, Scores, segmentation_scores, volume_image_scores
 from seggym.envs.kspace.engine import Episodes, KSpaceEngine
 from seggym.envs.kspace.reward import Segmenter, segment
 from seggym.kspace import simulation
@@ -105,6 +105,7 @@ class Record:
         """All scores of the record; see :mod:`seggym.agents.scores`."""
         scores: Scores = {"image/slice/ssim": self._ssim, "image/slice/psnr": self._psnr}
         cases, surfaces = self._grader.plan.cases, self._grader.surface_points
+        scores |= volume_image_scores(scores, cases)
         for net, labels in self._labels.items():
             points = [0] if len(labels) == 1 else surfaces
             found = segmentation_scores(labels, cases, points)

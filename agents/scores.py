@@ -102,6 +102,19 @@ def segmentation_scores(predicted: torch.Tensor, cases: Cases, surface_points: S
     return scores
 
 
+def volume_image_scores(scores: Scores, cases: Cases) -> Scores:
+    """SSIM and PSNR of volumes, from those of their slices, (points, volumes).
+
+    SSIM is the mean over slices, as fastMRI has it; PSNR comes from the mean squared error of the whole volume, whose
+    maximum is the data range of every slice.
+    """
+    members = list(cases.volumes.values())
+    error = 10 ** (-scores["image/slice/psnr"].astype(np.float64) / 10)
+    psnr = np.stack([-10 * np.log10(error[:, rows].mean(1)) for rows in members], 1)
+    ssim = np.stack([scores["image/slice/ssim"][:, rows].mean(1) for rows in members], 1)
+    return {"image/volume/ssim": ssim.astype(np.float32), "image/volume/psnr": psnr.astype(np.float32)}
+
+
 def _add_surfaces(scores: Scores, point: int, maps: torch.Tensor, cases: Cases) -> None:
     classes = len(cases.class_names)
     for row, (predicted, true) in enumerate(zip(maps, cases.labels, strict=True)):

@@ -72,6 +72,26 @@ def test_every_policy_starts_from_the_same_images(result):
     assert all(np.array_equal(first[0], other) for other in first)
 
 
+def test_image_scores_of_volumes_are_those_of_their_slices_together(result):
+    policy = result.policies[0]
+    for number, rows in enumerate(result.cases.volumes.values()):
+        ssim, psnr = (policy.values("image", "slice", metric)[0][:, rows] for metric in ("ssim", "psnr"))
+        assert policy.values("image", "volume", "ssim")[0][:, number] == pytest.approx(ssim.mean(1), abs=1e-6)
+        expected = -10 * np.log10((10 ** (-psnr / 10)).mean(1))
+        assert policy.values("image", "volume", "psnr")[0][:, number] == pytest.approx(expected, abs=1e-4)
+
+
+def test_surfaces_are_told_per_class(result):
+    names = {row["metric"] for row in result.rows}
+    assert {f"hd95_{name}" for name in result.cases.class_names[1:]} <= names
+    for policy in result.policies:
+        classes = [policy.values("A", "slice", f"hd95_{index}") for index in range(1, len(result.cases.class_names))]
+        stacked = np.stack(classes, -1)
+        known = ~np.isnan(stacked).all(-1)
+        mean = np.nanmean(stacked[known], -1)
+        assert policy.values("A", "slice", "hd95")[known] == pytest.approx(mean)
+
+
 def test_no_policy_measures_a_line_twice(result):
     for policy in result.policies:
         if policy.kind != "ceiling":
