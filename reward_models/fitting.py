@@ -67,8 +67,8 @@ def fit_reward_model(
         held_out = folds[int(name.removeprefix("fold"))] if name.startswith("fold") else []
         patients = [patient for patient in split.train if patient not in held_out]
         recipe = plan.independent if name == "independent" and plan.independent else plan.recipe
-        # Another seed for every network; a fold shares nothing with the full one but the recipe.
-        recipe = replace(recipe, seed=recipe.seed + names.index(name))
+        # Another seed for every network of every run; a fold shares nothing with the full one but the recipe.
+        recipe = replace(recipe, seed=1000 * recipe.seed + names.index(name))
         _fit_member(folder / name, cohort, patients, split, acquisition, recipe, device)
 
 
