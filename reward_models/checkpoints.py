@@ -228,7 +228,7 @@ def _locate(path_or_name: str | os.PathLike[str]) -> Path:
     raise SeggymError(
         f"no reward model at {where} (neither {INDEX} nor {CARD}); train one with "
         f"`bash train_reward_model.sh cohort={name if is_name else '<cohort>'}`, which takes about {TRAINING_MINUTES} "
-        "minutes on two cores, or give the folder of another"
+        "minutes on one core, or give the folder of another"
     )
 
 
