@@ -95,6 +95,7 @@ class KSpaceEngine:
         self.acquired = zeros(lines, dtype=torch.bool)
         # One line of one scan is contiguous: (scan, line, readout position of the whole field of view).
         self.signal = zeros(lines, lines, dtype=complex_dtype)
+        self.line_energy = zeros(lines, dtype=self.dtype)
         self.image = zeros(crop, crop, dtype=complex_dtype)
         self.magnitude = zeros(crop, crop, dtype=self.dtype)
         self.quality, self.initial_quality = zeros(dtype=self.dtype), zeros(dtype=self.dtype)
@@ -130,7 +131,9 @@ class KSpaceEngine:
         self.samples[slots], self.budgets[slots], self.keys[slots] = episodes.samples, episodes.budgets, episodes.keys
         clean = simulation.encode(self.stack, episodes.samples, episodes.keys, self.acquisition, self.dtype)
         noise = simulation.thermal_noise(self.stack, episodes.samples, episodes.keys, self.acquisition)
-        self.signal[slots] = (clean + noise).transpose(1, 2)
+        signal = (clean + noise).transpose(1, 2)
+        self.signal[slots] = signal
+        self.line_energy[slots] = torch.view_as_real(signal).square().sum((2, 3))
         reference = None
         if self.settings.lambda_recon > 0:
             every = torch.ones(len(slots), self.num_lines, dtype=torch.bool, device=self.device)
@@ -261,7 +264,7 @@ class KSpaceEngine:
 
     def _energy(self) -> torch.Tensor:
         """Energy of each measured line on a log scale, float32 (N, M): 1 is the strongest, 0 a millionth or less."""
-        energy = torch.view_as_real(self.signal).square().sum((2, 3)) * self.acquired
+        energy = self.line_energy * self.acquired
         strongest = energy.amax(1, keepdim=True).clamp_min(1e-30)
         return (1 + (energy / strongest).clamp_min(1e-6).log10() / 6).to(torch.float32)
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from seggym.agents.training import TrainSettings
+
 LINES = 32
 
 
@@ -19,3 +21,23 @@ def tiny_env() -> dict[str, Any]:
             "observation": ["image", "acquired", "budget", "action_mask"],
         },
     }
+
+
+@pytest.fixture
+def tiny_run(tiny_env, tmp_path) -> TrainSettings:
+    """A short run of masked PPO in :func:`tiny_env`."""
+    return TrainSettings(
+        run_dir=str(tmp_path / "run"),
+        env_id=tiny_env["id"],
+        env_kwargs=tiny_env["kwargs"],
+        algorithm="maskable_ppo",
+        hyperparameters={"n_steps": 8, "batch_size": 16},
+        network={"extractor": "dict", "extractor_kwargs": {}, "net_arch": [16], "activation": "tanh"},
+        prior_strength=24.0,
+        total_steps=64,
+        num_envs=4,
+        eval_every=32,
+        eval_episodes=3,
+        log_every=32,
+        device="cpu",
+    )

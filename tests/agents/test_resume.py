@@ -8,7 +8,7 @@ import torch
 
 from seggym.agents import resuming
 from seggym.agents.callbacks import EpisodeLog
-from seggym.agents.training import TrainSettings, train
+from seggym.agents.training import train
 from seggym.errors import SeggymError
 
 PPO = {"n_steps": 8, "batch_size": 16, "n_epochs": 2}
@@ -17,22 +17,9 @@ HYPERPARAMETERS = {"ppo": PPO, "maskable_ppo": PPO, "dqn": DQN, "masked_dqn": DQ
 
 
 @pytest.fixture
-def settings(tiny_env, tmp_path):
-    return TrainSettings(
-        run_dir=str(tmp_path / "run"),
-        env_id=tiny_env["id"],
-        env_kwargs=tiny_env["kwargs"],
-        algorithm="maskable_ppo",
-        hyperparameters=PPO,
-        network={"extractor": "dict", "extractor_kwargs": {}, "net_arch": [16], "activation": "tanh"},
-        prior_strength=6.0,
-        total_steps=224,
-        num_envs=4,
-        eval_every=96,
-        eval_episodes=3,
-        checkpoint_every=64,
-        log_every=32,
-        device="cpu",
+def settings(tiny_run):
+    return replace(
+        tiny_run, hyperparameters=PPO, prior_strength=6.0, total_steps=224, eval_every=96, checkpoint_every=64
     )
 
 

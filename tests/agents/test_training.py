@@ -22,7 +22,7 @@ from seggym.agents.extractors import DictExtractor
 from seggym.agents.priors import low_frequency_prior
 from seggym.agents.snapshots import load_policy
 from seggym.agents.train_asmr import env_kwargs
-from seggym.agents.training import TrainSettings, make_batch, make_model, train
+from seggym.agents.training import make_batch, make_model, train
 from seggym.agents.validation import validate, validation_episodes
 from seggym.configs.checking import plain
 from seggym.errors import SeggymError
@@ -36,22 +36,8 @@ ENVS = sorted(path.stem for path in (ROOT / "configs" / "env").glob("k*.yaml"))
 
 
 @pytest.fixture
-def settings(tiny_env, tmp_path):
-    return TrainSettings(
-        run_dir=str(tmp_path / "run"),
-        env_id=tiny_env["id"],
-        env_kwargs=tiny_env["kwargs"],
-        algorithm="maskable_ppo",
-        hyperparameters={"n_steps": 8, "batch_size": 16},
-        network={"extractor": "dict", "extractor_kwargs": {}, "net_arch": [16], "activation": "tanh"},
-        prior_strength=24.0,
-        total_steps=64,
-        num_envs=4,
-        eval_every=32,
-        eval_episodes=3,
-        log_every=32,
-        device="cpu",
-    )
+def settings(tiny_run):
+    return tiny_run
 
 
 # --- prior ------------------------------------------------------------------------------------------------------------
