@@ -35,7 +35,7 @@ def capture(model: BaseAlgorithm) -> dict[str, Any]:
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict(),
         "counters": {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)},
-        "last_observation": {name: torch.tensor(value) for name, value in model._last_obs.items()},
+        "last_observation": {name: torch.as_tensor(value).cpu().clone() for name, value in model._last_obs.items()},
         "last_episode_starts": torch.tensor(model._last_episode_starts),
         "episodes": list(model.ep_info_buffer or ()),
         "env": model.env.state_dict(),
@@ -53,7 +53,10 @@ def restore(model: BaseAlgorithm, state: dict[str, Any]) -> None:
     model.policy.optimizer.load_state_dict(state["optimizer"])
     for name, value in state["counters"].items():
         setattr(model, name, value)
-    model._last_obs = {name: value.numpy() for name, value in state["last_observation"].items()}
+    model._last_obs = {
+        name: value.to(model.device) if model.env.gives_tensors else value.numpy()
+        for name, value in state["last_observation"].items()
+    }
     model._last_episode_starts = state["last_episode_starts"].numpy()
     model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)

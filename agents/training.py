@@ -16,6 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 
 from seggym.agents import resuming
+from seggym.agents.algorithms import Algorithm
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import best_legal, num_passed_scores, policy_heads
 from seggym.agents.callbacks import (
@@ -36,6 +37,7 @@ from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import load_cohort
 from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import open_reward_model, weights_hash
+from seggym.reward_models.frozen import FrozenNetwork, resolve_device
 
 # Episodes between two writes to TensorBoard for DQN, which has no rollouts of its own length; PPO writes each rollout.
 _LOG_EPISODES = 200
@@ -50,7 +52,8 @@ class TrainSettings:
     :func:`seggym.agents.algorithms.networks.policy_kwargs`, ``prior_strength`` at :mod:`seggym.agents.priors` (0 is
     off), ``group_size`` at :mod:`seggym.agents.algorithms.grouped` (1 is off). ``eval_every``, ``checkpoint_every`` and
     ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
-    ``device`` is the policy's, the environment has its own.
+    ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
+    PPO there instead of in main memory; None is where the environment runs on a GPU.
     """
 
     run_dir: str
@@ -71,6 +74,7 @@ class TrainSettings:
     resume: bool = False
     threads: int = 1
     device: str = "auto"
+    rollouts_on_device: bool | None = None
     progress_bar: bool = False
 
     def identity(self) -> dict[str, Any]:
@@ -93,10 +97,10 @@ def train(settings: TrainSettings) -> Path:
     engine: KSpaceEngine = model.env.batch.engine  # type: ignore[union-attr]
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
 
-    facts = _facts(settings, engine)
+    facts = snapshot_facts(settings, engine)
     file = MetricsFile(folder / "metrics.csv", metric_columns(engine.stack.num_classes))
     log = EpisodeLog(file, settings.log_every)
-    measure = _validation(settings, model) if settings.eval_every else dict
+    measure = validation_measure(settings, model) if settings.eval_every else dict
     keep = lambda metrics: save_snapshot(folder / "best", model, {**facts, "metrics": metrics})  # noqa: E731
     validation = Validation(file, settings.eval_every, measure, keep)
 
@@ -139,10 +143,18 @@ def check_run_folder(settings: TrainSettings) -> None:
 def make_model(settings: TrainSettings) -> BaseAlgorithm:
     """Environment, algorithm and prior of a run, untrained; everything random in it follows from the seed."""
     algorithm = find_algorithm(settings.algorithm)
-    env = BatchedVecEnv(make_batch(settings.env_id, settings.env_kwargs, settings.num_envs), settings.group_size)
+    on_device = _rollouts_on_device(settings, algorithm)
+    kwargs = {**settings.env_kwargs, "output": "torch"} if on_device else settings.env_kwargs
+    env = BatchedVecEnv(make_batch(settings.env_id, kwargs, settings.num_envs), settings.group_size)
     rollouts: dict[str, Any] = {}
+    if algorithm.rollout_buffer is not None:
+        rollouts["rollout_buffer_class"] = algorithm.rollout_buffer
+        rollouts["rollout_buffer_kwargs"] = {
+            "group_size": settings.group_size,
+            "held_on": None if on_device else "cpu",
+        }
     if settings.group_size > 1:
-        if algorithm.grouped_buffer is None:
+        if algorithm.rollout_buffer is None:
             raise SeggymError(
                 f"agent.group_size={settings.group_size}: {settings.algorithm} has no rollouts, set it to 1"
             )
@@ -151,10 +163,6 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
                 f"agent.group_size={settings.group_size} compares scans that are at the same step, which "
                 "env.kwargs.stop_action=true lets drift apart: set agent.group_size=1"
             )
-        rollouts = {
-            "rollout_buffer_class": algorithm.grouped_buffer,
-            "rollout_buffer_kwargs": {"group_size": settings.group_size},
-        }
     try:
         with warnings.catch_warnings():
             # They warn that a batch does not divide the rollout, or that a small network is faster on a CPU.
@@ -182,6 +190,18 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
         for copy in heads[1:]:
             copy.load_state_dict(heads[0].state_dict())
     return model
+
+
+def _rollouts_on_device(settings: TrainSettings, algorithm: Algorithm) -> bool:
+    if settings.rollouts_on_device and algorithm.rollout_buffer is None:
+        raise SeggymError(
+            f"rollouts_on_device=true: {settings.algorithm} has no rollouts, its replay buffer is in main memory; set "
+            "it to false or null"
+        )
+    if settings.rollouts_on_device is not None:
+        return settings.rollouts_on_device
+    device = resolve_device(settings.env_kwargs.get("device", "auto"))
+    return algorithm.rollout_buffer is not None and device.type == "cuda"
 
 
 def make_batch(env_id: str, env_kwargs: dict[str, Any], num_envs: int) -> Any:
@@ -218,7 +238,7 @@ def _learn(model: BaseAlgorithm, settings: TrainSettings, callbacks: list[Statef
     )
 
 
-def _validation(settings: TrainSettings, model: BaseAlgorithm) -> Callable[[], dict[str, float]]:
+def validation_measure(settings: TrainSettings, model: BaseAlgorithm) -> Callable[[], dict[str, float]]:
     """Measures the policy of ``model`` on the validation patients: dense rewards, single precision, largest budget."""
     trained_on: KSpaceEngine = model.env.batch.engine  # type: ignore[union-attr]
     kwargs = {
@@ -239,18 +259,23 @@ def _validation(settings: TrainSettings, model: BaseAlgorithm) -> Callable[[], d
     return measure
 
 
-def _facts(settings: TrainSettings, engine: KSpaceEngine) -> dict[str, Any]:
+def snapshot_facts(settings: TrainSettings, engine: KSpaceEngine) -> dict[str, Any]:
     """What a snapshot says about the run it comes from."""
     scan: KSpaceSettings = engine.settings
     reward_model = None
     if scan.needs_network:
         assert scan.reward_model is not None
         reward_model = weights_hash(open_reward_model(scan.reward_model).full)
+    env_kwargs = dict(settings.env_kwargs)
+    if scan.precision == "auto":
+        # What was chosen, since another machine may choose otherwise.
+        precisions = [network.precision for network in engine.networks if isinstance(network, FrozenNetwork)]
+        env_kwargs["precision"] = precisions[0] if precisions else "fp32"
     return {
         "algorithm": settings.algorithm,
         "network": settings.network,
         "env_id": settings.env_id,
-        "env_kwargs": settings.env_kwargs,
+        "env_kwargs": env_kwargs,
         "num_lines": engine.num_lines,
         "num_classes": engine.stack.num_classes,
         "reward_model_hash": reward_model,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -16,7 +17,11 @@ class BatchedVecEnv(VecEnv):
     ``infos`` is one shared empty dict per running environment and a fresh dict per finished one, with
     ``terminal_observation``, ``TimeLimit.truncated``, ``episode`` {"r": return, "l": steps} and the last info of the
     episode; there ``reward_parts`` are sums over the episode and ``mean_quality`` is the mean of ``quality`` over its
-    steps. What every environment reports at every step is in :attr:`last_infos`, as arrays with a leading axis N.
+    steps. What every environment reports at every step is in :attr:`last_infos`, as it came, with a leading axis N.
+
+    Of an environment that was made with ``output="torch"`` the observations stay tensors on its device
+    (:attr:`gives_tensors`); rewards, ends and infos are numpy arrays and numbers, because stable-baselines3 looks into
+    them.
 
     ``group_size`` neighbours share their seeds, so that they run the same episodes as long as those end together (see
     :mod:`seggym.agents.algorithms.grouped`).
@@ -34,6 +39,7 @@ class BatchedVecEnv(VecEnv):
             )
         self.batch = env
         self.group_size = group_size
+        self.gives_tensors = getattr(env, "output", "numpy") == "torch"
         self.last_infos: dict[str, Any] = {}
         self._actions = np.zeros(env.num_envs, np.int64)
         self._returns = np.zeros(env.num_envs)
@@ -72,7 +78,8 @@ class BatchedVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step every environment; see the class for the infos."""
-        observation, reward, terminated, truncated, info = self.batch.step(self._actions)
+        observation, *outcome, info = self.batch.step(self._actions)
+        reward, terminated, truncated = (_array(value) for value in outcome)
         done = terminated | truncated
         # The info of an environment that has ended already describes its next episode.
         finished = info.get("final_info", {})
@@ -84,16 +91,22 @@ class BatchedVecEnv(VecEnv):
             self._totals.setdefault(name, np.zeros(self.num_envs))
             self._totals[name] += value
         infos: list[dict[str, Any]] = [{}] * self.num_envs
-        for slot in np.flatnonzero(done).tolist():
-            infos[slot] = self._end_of_episode(slot, info["final_obs"][slot], bool(truncated[slot] & ~terminated[slot]))
+        if done.any():
+            # Fetched from the device once, not for every slot.
+            last = {name: _array(value) for name, value in self.last_infos.items() if not isinstance(value, dict)}
+            for slot in np.flatnonzero(done).tolist():
+                cut_off = bool(truncated[slot] & ~terminated[slot])
+                infos[slot] = self._end_of_episode(slot, last, info["final_obs"][slot], cut_off)
         self._returns[done], self._lengths[done] = 0, 0
         for total in self._totals.values():
             total[done] = 0
         return observation, np.asarray(reward, np.float32), done, infos
 
-    def _end_of_episode(self, slot: int, final_observation: Any, truncated: bool) -> dict[str, Any]:
+    def _end_of_episode(
+        self, slot: int, infos: dict[str, np.ndarray], final_observation: Any, truncated: bool
+    ) -> dict[str, Any]:
         length = int(self._lengths[slot])
-        last = {name: value[slot] for name, value in self.last_infos.items() if isinstance(value, np.ndarray)}
+        last = {name: value[slot] for name, value in infos.items()}
         parts = {name: float(total[slot]) for name, total in self._totals.items()}
         if "quality" in parts:
             last["mean_quality"] = parts.pop("quality") / length
@@ -158,5 +171,9 @@ class BatchedVecEnv(VecEnv):
 
 def _totalled(infos: dict[str, Any]) -> dict[str, np.ndarray]:
     """What is added up over an episode."""
-    totals = {f"reward_parts/{name}": value for name, value in infos.get("reward_parts", {}).items()}
-    return {**totals, "quality": infos["quality"]} if "quality" in infos else totals
+    totals = {f"reward_parts/{name}": _array(value) for name, value in infos.get("reward_parts", {}).items()}
+    return {**totals, "quality": _array(infos["quality"])} if "quality" in infos else totals
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

@@ -6,37 +6,20 @@ noise), and the mean advantage of the group at a step is taken off that of its m
 lines (leave-one-out baselines, Kool et al., 2019; group-relative policy optimisation, Shao et al., 2024).
 """
 
-from typing import Any
-
 import torch
-from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
-from stable_baselines3.common.buffers import DictRolloutBuffer
 
 from seggym.errors import SeggymError
 
 
-class _Grouped(DictRolloutBuffer):
-    """A rollout buffer of groups of ``group_size`` neighbouring environments that are always at the same step."""
-
-    def __init__(self, *args: Any, group_size: int = 1, **kwargs: Any) -> None:
-        self.group_size = group_size
-        super().__init__(*args, **kwargs)
-        if self.n_envs % group_size:
-            raise SeggymError(
-                f"agent.group_size={group_size} does not divide num_envs={self.n_envs}: choose one that does, 1 is off"
-            )
-
-    def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: Any) -> None:
-        """Returns as ever, for the critic; advantages (T, N) without their mean over each group."""
-        super().compute_returns_and_advantage(last_values, dones)
-        if self.group_size > 1:
-            groups = self.advantages.reshape(self.buffer_size, -1, self.group_size)
-            self.advantages = (groups - groups.mean(2, keepdims=True)).reshape(self.advantages.shape)
+def require_whole_groups(group_size: int, num_envs: int) -> None:
+    """Raise :class:`SeggymError` unless the environments can be parted into groups of ``group_size``."""
+    if num_envs % group_size:
+        raise SeggymError(
+            f"agent.group_size={group_size} does not divide num_envs={num_envs}: choose one that does, 1 is off"
+        )
 
 
-class GroupedRolloutBuffer(_Grouped):
-    """For PPO."""
-
-
-class GroupedMaskableRolloutBuffer(_Grouped, MaskableDictRolloutBuffer):
-    """For MaskablePPO."""
+def relative_to_group(advantages: torch.Tensor, group_size: int) -> torch.Tensor:
+    """``advantages`` (N, T) of N environments without their mean over each ``group_size`` neighbours at each step."""
+    groups = advantages.unflatten(0, (-1, group_size))
+    return (groups - groups.mean(1, keepdim=True)).flatten(0, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from seggym.agents.algorithms.grouped import GroupedMaskableRolloutBuffer
+from seggym.agents.algorithms.device_buffer import MaskableDeviceRolloutBuffer
 from seggym.agents.extractors import LineExtractor, _mirrored
 from seggym.agents.priors import low_frequency_prior, start_head
 from seggym.agents.training import TrainSettings, make_model
@@ -76,7 +76,7 @@ def test_an_untrained_head_says_the_prior():
 def test_group_advantages_have_no_mean_and_returns_stay():
     buffers = []
     for size in (1, 3):
-        buffer = GroupedMaskableRolloutBuffer(5, SPACE, spaces.Discrete(LINES), n_envs=6, group_size=size)
+        buffer = MaskableDeviceRolloutBuffer(5, SPACE, spaces.Discrete(LINES), n_envs=6, group_size=size)
         draws = np.random.default_rng(1)
         for step in range(5):
             buffer.add(
@@ -92,12 +92,12 @@ def test_group_advantages_have_no_mean_and_returns_stay():
         buffers.append(buffer)
     plain, grouped = buffers
     assert np.array_equal(plain.returns, grouped.returns)
-    groups = grouped.advantages.reshape(5, 2, 3)
-    assert np.abs(groups.mean(2)).max() < 1e-6
-    expected = plain.advantages.reshape(5, 2, 3)
-    assert groups == pytest.approx(expected - expected.mean(2, keepdims=True))
+    groups = grouped.held["advantages"].numpy().reshape(2, 3, 5)
+    assert np.abs(groups.mean(1)).max() < 1e-6
+    expected = plain.held["advantages"].numpy().reshape(2, 3, 5)
+    assert groups == pytest.approx(expected - expected.mean(1, keepdims=True), abs=1e-6)
     with pytest.raises(SeggymError, match="group_size=4"):
-        GroupedMaskableRolloutBuffer(5, SPACE, spaces.Discrete(LINES), n_envs=6, group_size=4)
+        MaskableDeviceRolloutBuffer(5, SPACE, spaces.Discrete(LINES), n_envs=6, group_size=4)
 
 
 def test_a_group_runs_the_same_episodes(tiny_env):

@@ -43,9 +43,10 @@ def flat(value, name=""):
     return {name: value}
 
 
-@pytest.mark.parametrize("algorithm", HYPERPARAMETERS)
-def test_bit_identical(settings, tmp_path, monkeypatch, capsys, algorithm):
-    settings = replace(settings, algorithm=algorithm, hyperparameters=HYPERPARAMETERS[algorithm])
+@pytest.mark.parametrize(("algorithm", "on_device"), [*((name, False) for name in HYPERPARAMETERS), ("ppo", True)])
+def test_bit_identical(settings, tmp_path, monkeypatch, capsys, algorithm, on_device):
+    hyperparameters = HYPERPARAMETERS[algorithm]
+    settings = replace(settings, algorithm=algorithm, hyperparameters=hyperparameters, rollouts_on_device=on_device)
     whole = train(replace(settings, run_dir=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
         interrupt_at(patch, 108)

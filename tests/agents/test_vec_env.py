@@ -3,6 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from seggym.agents.vec_env import BatchedVecEnv
@@ -60,6 +61,35 @@ def test_equals_the_batch_stepped_by_hand(tiny_env):
             for part, value in info["final_obs"][slot].items():
                 np.testing.assert_array_equal(end["terminal_observation"][part], value)
             returns[slot], lengths[slot], qualities[slot] = 0, 0, []
+    assert ended > 4
+
+
+def test_tensors_are_the_same_scans(tiny_env):
+    arrays, tensors = BatchedVecEnv(make(tiny_env)), BatchedVecEnv(make(tiny_env, output="torch"))
+    assert (arrays.gives_tensors, tensors.gives_tensors) == (False, True)
+    for adapter in (arrays, tensors):
+        adapter.seed(3)
+    expected, seen = arrays.reset(), tensors.reset()
+    ended = 0
+    for step in range(8):
+        for part, value in expected.items():
+            assert isinstance(seen[part], torch.Tensor)
+            np.testing.assert_array_equal(seen[part].numpy(), value)
+            assert seen[part].numpy().dtype == value.dtype
+        actions = np.arange(4) + 4 * step
+        expected, *outcome, infos = arrays.step(actions)
+        seen, *same_outcome, same_infos = tensors.step(actions)
+        for value, same in zip(outcome, same_outcome, strict=True):
+            assert type(same) is np.ndarray
+            assert same.dtype == value.dtype
+            np.testing.assert_array_equal(same, value)
+        for info, same in zip(infos, same_infos, strict=True):
+            assert info.keys() == same.keys()
+            assert info.get("episode") == same.get("episode")
+            assert info.get("reward_parts") == same.get("reward_parts")
+            for part, value in info.get("terminal_observation", {}).items():
+                np.testing.assert_array_equal(same["terminal_observation"][part].numpy(), value)
+            ended += "episode" in info
     assert ended > 4
 
 
