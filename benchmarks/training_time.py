@@ -47,6 +47,7 @@ OPTIONS = {
     "prior_strength": "0",
     "threads": "1",
     "device": "auto",
+    "rollouts_on_device": "null",
 }
 _PARTS = ("environment", "rest of collection", "learning")
 
@@ -100,6 +101,7 @@ def _settings(options: dict[str, str], observation: list[str], seed: int) -> Tra
         eval_episodes=int(options["episodes"]),
         threads=int(options["threads"]),
         device=options["device"],
+        rollouts_on_device=json.loads(options["rollouts_on_device"]),
         **agent,
     )
 

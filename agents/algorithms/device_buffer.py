@@ -130,7 +130,7 @@ class DeviceRolloutBuffer(DictRolloutBuffer):
         )
 
     def _pick(self, held: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        return held.flatten(0, 1)[chosen].to(self.device)
+        return held.flatten(0, 1).index_select(0, chosen).to(self.device)
 
     # PPO reads these two once per rollout, as arrays, for the explained variance in its log.
 

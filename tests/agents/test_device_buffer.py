@@ -175,3 +175,19 @@ def test_where_rollouts_are_held(settings):
 def test_replay_buffers_stay_in_main_memory(settings, algorithm):
     with pytest.raises(SeggymError, match=f"rollouts_on_device=true: {algorithm} has no rollouts"):
         make_model(replace(settings, algorithm=algorithm, rollouts_on_device=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("algorithm", ["ppo", "maskable_ppo"])
+def test_on_a_gpu_rollouts_stay_there(settings, algorithm):
+    kwargs = {**settings.env_kwargs, "device": "cuda"}
+    settings = replace(settings, algorithm=algorithm, env_kwargs=kwargs, device="cuda", group_size=3)
+    model, on = trained(settings)
+    assert all(value.is_cuda for value in model._last_obs.values())
+    held = {**model.rollout_buffer.observations_held, **model.rollout_buffer.held}
+    assert all(value.is_cuda for value in held.values())
+    _, off = trained(replace(settings, rollouts_on_device=False))
+    for name, value in on.items():
+        assert value.isfinite().all()
+        # Sums are taken in another order on the GPU than on the CPU, which holds the rollouts of the second run.
+        torch.testing.assert_close(value, off[name], atol=1e-4, rtol=0, msg=name)
