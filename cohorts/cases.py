@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seggym.cohorts.cohort import Cohort, Volume, fingerprint_files
+from seggym.cohorts.cohort import Cohort, Volume
+from seggym.cohorts.fingerprints import fingerprint_files
 from seggym.cohorts.scans import Complain, Scan, image_faults, label_faults, refuse
 from seggym.errors import SeggymError
 
@@ -116,14 +117,16 @@ def build_cohort(
     for case in cases:
         by_patient.setdefault(case.patient, []).append(case)
     files = {path for case in cases for path in case.files} | set(also)
+    fingerprint_now = partial(fingerprint_files, root, files)
     return Cohort(
         name=name,
         root=root,
         class_names=tuple(class_names),
         groups={patient: own[0].group for patient, own in by_patient.items()},
         read=partial(_read_patient, by_patient, len(class_names)),
-        fingerprint=fingerprint_files(root, files),
+        fingerprint=fingerprint_now(),
         scribble_ignore=scribble_ignore,
+        fingerprint_now=fingerprint_now,
     )
 
 

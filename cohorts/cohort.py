@@ -1,6 +1,5 @@
 """What a reader returns: patients, their volumes, and how to find them on disk."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +49,7 @@ class Cohort:
     ``class_names[0]`` is the background. ``groups`` maps every patient to its pathology group (one group for all where
     the cohort has none); ``read(patient)`` yields the volumes of a patient. ``scribble_ignore`` is the scribble value
     that means "unlabelled". ``official_test`` names the patients that the cohort itself sets apart for testing.
-    ``fingerprint`` changes when a file of the cohort changes.
+    ``fingerprint`` is that of the files as they were when the cohort was opened; ``fingerprint_now`` looks again.
     """
 
     name: str
@@ -61,6 +60,7 @@ class Cohort:
     fingerprint: str = ""
     scribble_ignore: int | None = None
     official_test: frozenset[str] = frozenset()
+    fingerprint_now: Callable[[], str] | None = field(default=None, repr=False)
 
     @property
     def patients(self) -> list[str]:
@@ -71,6 +71,10 @@ class Cohort:
     def num_classes(self) -> int:
         """Number of label values, the background included."""
         return len(self.class_names)
+
+    def is_unchanged(self) -> bool:
+        """Whether the files still are what ``fingerprint`` says; a cohort that cannot look again trusts it."""
+        return self.fingerprint_now is None or self.fingerprint_now() == self.fingerprint
 
     def volumes(self, patients: Iterable[str] | None = None) -> Iterator[Volume]:
         """Yield the volumes of ``patients`` (default: all), sorted by patient; labels are checked."""
@@ -129,12 +133,3 @@ def require_folder(root: Path, name: str) -> None:
             f"no {name} data at {root}: pass data_root=, or set SEGGYM_{name.upper()}_ROOT, to the folder that holds "
             "the patients"
         )
-
-
-def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
-    """SHA-256 over the relative names and contents of ``files`` (16 hexadecimal digits)."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]

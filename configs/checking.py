@@ -1,24 +1,30 @@
 """Types of configuration values, told before anything is computed with them."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from seggym.errors import SeggymError
+
+# OmegaConf takes 0.1 s to import and an environment's keyword arguments are plain: it is imported by those who need it.
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Record = TypeVar("Record")
 
 
-def require_complete(config: DictConfig) -> None:
+def require_complete(config: "DictConfig") -> None:
     """Raise :class:`SeggymError` naming the keys of ``config`` that still need a value (``???``)."""
+    from omegaconf import OmegaConf
+
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise SeggymError(f"the configuration has no value for {', '.join(missing)}: pass {missing[0]}=...")
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: "DictConfig") -> dict[str, Any]:
     """The complete configuration, resolved, as plain values."""
+    from omegaconf import OmegaConf
+
     require_complete(config)
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
@@ -27,7 +33,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def build(record: type[Record], values: Mapping[str, Any], prefix: str = "") -> Record:
     """The dataclass ``record`` with ``values``, which must be among its fields and of their types."""
-    plain = OmegaConf.to_container(values, resolve=True) if isinstance(values, DictConfig) else values
+    plain: Any = values
+    if not isinstance(values, dict):
+        from omegaconf import OmegaConf
+
+        plain = OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values
     if not isinstance(plain, Mapping):
         raise SeggymError(f"{prefix.rstrip('.')}={plain!r} is a {type(plain).__name__}, expected keys and values")
     named = {str(key): value for key, value in plain.items()}

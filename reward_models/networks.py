@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 from torch import nn
 
 from seggym.errors import SeggymError
@@ -60,6 +59,9 @@ class UNetPlusPlus(nn.Module):
     """
 
     def __init__(self, num_outputs: int, widths: Sequence[int] = (16, 16, 32, 64, 128, 16)) -> None:
+        # Imported here, because MONAI takes 2 s and only this network needs it.
+        from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
+
         super().__init__()
         check_widths("unetpp", widths, at_least=6, at_most=6)
         self.num_features = widths[4]

@@ -27,3 +27,12 @@ def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGGYM_PHANTOM_ROOT", str(root))
         yield root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def seggym_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this test session publishes and caches; child processes inherit it, and the user's own stays as it is."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGGYM_HOME", str(home))
+        yield home

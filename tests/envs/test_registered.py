@@ -219,6 +219,19 @@ def test_importing_seggym_is_light(tmp_path):
     assert result.stdout.split("\n")[:2] == ["[]", "True"], result.stderr
 
 
+def test_making_an_environment_imports_what_it_needs_only(kwargs_of, tmp_path):
+    """MONAI, for one, takes longer to import than all the rest of the environment."""
+    name = "KSpaceSeg-Phantom-v0"
+    code = (
+        "import sys, gymnasium\n"
+        f"gymnasium.make('seggym:{name}', **{kwargs_of(name)!r}).reset(seed=0)\n"
+        "heavy = ('monai', 'matplotlib', 'stable_baselines3', 'skimage', 'tensorboard', 'omegaconf', 'hydra')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
+    )
+    result = run_fresh(code, tmp_path)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
 def test_what_is_missing_is_one_sentence(kwargs_of, tmp_path, monkeypatch):
     monkeypatch.setenv("SEGGYM_HOME", str(tmp_path))
     monkeypatch.delenv("SEGGYM_ACDC_ROOT", raising=False)
