@@ -22,7 +22,7 @@ from seggym.agents.results import EvaluationResult, PolicyResult
 from seggym.agents.rollouts import Grader, RunPlan, grade_full_kspace, grade_policy
 from seggym.agents.scores import Scores, plan_cases
 from seggym.envs.kspace.engine import KSpaceEngine
-from seggym.envs.kspace.reward import Segmenter
+from seggym.envs.kspace.segmentation import Segmenter
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import build_engine, choose_patients, load_cohort, require_fit, resolve_device
 from seggym.errors import SeggymError

@@ -10,10 +10,9 @@ import torch
 from seggym.agents.policies import Policy
 from seggym.agents.scores import Cases, Scores, segmentation_scores, volume_image_scores
 from seggym.envs.kspace.engine import Episodes, KSpaceEngine
-from seggym.envs.kspace.reward import Segmenter, segment
+from seggym.envs.kspace.segmentation import Segmenter, segment
 from seggym.kspace import simulation
 from seggym.reward_models import image_quality, metrics
-from seggym.reward_models.frozen import Prediction
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class Grader:
         if first not in self._references:
             stack, samples = engine.stack, engine.samples[: len(rows)]
             clean = simulation.encode(stack, samples, engine.keys[: len(rows)], engine.acquisition, engine.dtype)
-            every = torch.ones(len(rows), engine.num_lines, dtype=torch.bool, device=engine.device)
-            full = simulation.reconstruct(clean, every, engine.acquisition).abs()
+            full = simulation.zero_filled(clean, None, engine.acquisition)
             self._references[first] = image_quality.encode_reference(full, stack.data_range[samples].to(engine.dtype))
         return self._references[first]
 
@@ -87,19 +85,19 @@ class Record:
         self._ssim, self._psnr = (np.full((points, count), np.nan, np.float32) for _ in range(2))
 
     def add(
-        self, point: int, rows: torch.Tensor, engine: KSpaceEngine, magnitude: torch.Tensor, a: Prediction | None
+        self, point: int, rows: torch.Tensor, engine: KSpaceEngine, magnitude: torch.Tensor, a: torch.Tensor | None
     ) -> None:
-        """Score ``magnitude`` (B, C, C) of the first B environments of ``engine``; ``a`` is network A's prediction."""
+        """Score ``magnitude`` (B, C, C) of the first B environments of ``engine``; ``a`` is network A's label maps."""
         terms = self._grader.reference(rows, engine)
         self._ssim[point, rows] = image_quality.ssim(magnitude, terms).cpu().numpy()
         self._psnr[point, rows] = image_quality.psnr(magnitude, terms).cpu().numpy()
-        predictions = {"A": a}
+        found = {"A": a}
         if self._grader.independent is not None:
-            predictions["B"] = self._grader.independent(magnitude)
-        for net, prediction in predictions.items():
-            if prediction is not None:
+            found["B"] = metrics.most_probable(self._grader.independent(magnitude).probabilities)
+        for net, segmented in found.items():
+            if segmented is not None:
                 labels = self._labels.setdefault(net, torch.zeros(self._shape, dtype=torch.uint8))
-                labels[point, rows] = metrics.most_probable(prediction.probabilities).cpu()
+                labels[point, rows] = segmented.cpu()
 
     def scores(self) -> Scores:
         """All scores of the record; see :mod:`seggym.agents.scores`."""
@@ -149,8 +147,7 @@ def grade_full_kspace(engine: KSpaceEngine, grader: Grader) -> Scores:
     for rows in grader.plan.chunks():
         _begin(engine, rows, grader.plan.budgets[-1], grader.plan.cases)
         here = torch.arange(len(rows), device=engine.device)
-        every = torch.ones(len(rows), engine.num_lines, dtype=torch.bool, device=engine.device)
-        magnitude = simulation.reconstruct(engine.signal[here].transpose(1, 2), every, engine.acquisition).abs()
+        magnitude = simulation.zero_filled(engine.hybrid(here), None, engine.acquisition)
         if engine.reconstructor is not None:
             magnitude = engine.reconstructor(magnitude).to(engine.dtype)
         record.add(0, rows, engine, magnitude, _network_a(engine, here, magnitude))
@@ -164,20 +161,21 @@ def _begin(engine: KSpaceEngine, rows: torch.Tensor, budget: int, cases: Cases) 
 
 
 def _read(record: Record, point: int, rows: torch.Tensor, engine: KSpaceEngine, fresh: bool) -> None:
-    """Record the current images; ``fresh`` says that the engine's own prediction belongs to them.
+    """Record the current images; ``fresh`` says that the engine's own segmentation belongs to them.
 
     With the terminal reward the engine segments the first and the last image only, unless a network is observed.
     """
     here = torch.arange(len(rows), device=engine.device)
     magnitude = engine.magnitude[here]
-    if fresh and engine.prediction is not None:
-        prediction: Prediction | None = Prediction(*(part[here] for part in engine.prediction))
+    if fresh and engine.segmentation is not None:
+        labels: torch.Tensor | None = engine.segmentation.labels[here]
     else:
-        prediction = _network_a(engine, here, magnitude)
-    record.add(point, rows, engine, magnitude, prediction)
+        labels = _network_a(engine, here, magnitude)
+    record.add(point, rows, engine, magnitude, labels)
 
 
-def _network_a(engine: KSpaceEngine, here: torch.Tensor, magnitude: torch.Tensor) -> Prediction | None:
+def _network_a(engine: KSpaceEngine, here: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor | None:
     if not engine.networks:
         return None
-    return segment(engine.networks, engine.routing[engine.samples[here]], magnitude)
+    prediction = segment(engine.networks, engine.routing[engine.samples[here]], magnitude)
+    return metrics.most_probable(prediction.probabilities)

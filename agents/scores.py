@@ -92,11 +92,11 @@ def segmentation_scores(predicted: torch.Tensor, cases: Cases, surface_points: S
     scores |= {f"volume/{name}": table(len(rows)) for name in ("dice", "hd95", "assd", "failed")}
     for point in range(points):
         maps = predicted[point]
-        scores["slice/dice"][point] = metrics.dice_per_class(maps, truth).numpy()
-        scores["slice/absent_area"][point] = metrics.absent_area(maps, truth).numpy()
+        dice, absent_area = metrics.hard_scores(maps, truth)
+        scores["slice/dice"][point], scores["slice/absent_area"][point] = dice.numpy(), absent_area.numpy()
         for number, members in enumerate(rows):
-            dice = metrics.volume_dice(maps[members], cases.labels[members], classes)
-            scores["volume/dice"][point, number] = dice.numpy()
+            per_class = metrics.volume_dice(maps[members], cases.labels[members], classes)
+            scores["volume/dice"][point, number] = per_class.numpy()
         if point in surface_points:
             _add_surfaces(scores, point, maps, cases)
     return scores

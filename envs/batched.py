@@ -1,11 +1,21 @@
 """What every batched engine shares: records of tensors, read and written for some of their rows."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 # Rows of a batch: indices int64 (B,), or slice(None) for all of them, which copies nothing.
 Rows = torch.Tensor | slice
+
+
+def pieces(rows: torch.Tensor | slice, size: int) -> Iterator[Any]:
+    """``rows``, indices or a slice from start to stop, in pieces of at most ``size``."""
+    if isinstance(rows, torch.Tensor):
+        yield from rows.split(size)
+        return
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
 
 
 def read_rows(record: Any, rows: Rows) -> Any:

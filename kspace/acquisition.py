@@ -34,6 +34,8 @@ class Acquisition:
     phase: range of the amplitude of the smooth phase in rad; one draw per patient.
     echo_shift: largest displacement of the echo along the phase-encode axis in lines; one draw per patient.
     initial_lines: size of the block around DC that is measured before the first action; odd.
+    coils: receive coils around the object (:mod:`seggym.kspace.coils`), combined by the root of the sum of squares;
+        every coil has the noise that ``snr`` gives to a single uniform one.
     """
 
     matrix: int = 160
@@ -42,6 +44,7 @@ class Acquisition:
     phase: tuple[float, float] = (0.5, 3.0)
     echo_shift: float = 4.0
     initial_lines: int = 3
+    coils: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= self.matrix:
@@ -51,6 +54,8 @@ class Acquisition:
                 f"initial_lines={self.initial_lines} must be an odd number below matrix={self.matrix}: the block is "
                 "centred on DC"
             )
+        if self.coils < 1:
+            raise SeggymError(f"coils={self.coils} must be at least 1")
         if self.snr == math.inf:
             # JSON has no infinity, and records of a scan are JSON.
             object.__setattr__(self, "snr", None)

@@ -8,6 +8,8 @@ import hashlib
 
 import torch
 
+from seggym.kspace.transforms import polar
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -15,13 +17,14 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Logical shift: torch's ``>>`` on int64 would copy the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+    """Scramble ``x`` in place: a fresh tensor per operation would cost three times as much."""
+    x.bitwise_xor_(_shift_right(x, 30)).mul_(_MIX_1)
+    x.bitwise_xor_(_shift_right(x, 27)).mul_(_MIX_2)
+    return x.bitwise_xor_(_shift_right(x, 31))
 
 
 def random_bits(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
@@ -33,16 +36,16 @@ def random_bits(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
 
 def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
     """Uniform on (low, high): float32 (B, count)."""
-    unit = (_shift_right(random_bits(keys, stream, count), 40).to(torch.float32) + 0.5) * 2.0**-24
+    unit = _shift_right(random_bits(keys, stream, count), 40).to(torch.float32).add_(0.5).mul_(2.0**-24)
     return low + (high - low) * unit
 
 
 def complex_normal(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
     """Complex normal with unit variance in the real and in the imaginary part: complex64 (B, count)."""
     bits = random_bits(keys, stream, count)
-    radius_draw = (_shift_right(bits, 40).to(torch.float32) + 0.5) * 2.0**-24
-    angle = ((bits & 0xFFFFFF).to(torch.float32) + 0.5) * (2.0**-24 * 2 * torch.pi)
-    return torch.polar(torch.sqrt(-2 * torch.log(radius_draw)), angle)
+    radius_draw = _shift_right(bits, 40).to(torch.float32).add_(0.5).mul_(2.0**-24)
+    angle = bits.bitwise_and_(0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24 * 2 * torch.pi)
+    return polar(radius_draw.log_().mul_(-2).sqrt_(), angle)
 
 
 def key_of(text: str) -> int:

@@ -1,15 +1,16 @@
 """Simulated measurement of prepared slices, and reconstruction from the lines measured so far.
 
 The measurement is kept in *hybrid space*: readout samples are already transformed to the image domain, the columns are
-still phase-encode lines. One more line is then a rank-1 update of the complex image, and the central crop needs only
-the rows of the crop.
+still phase-encode lines. One more line is then a rank-1 update of each coil's complex image, and the central crop
+needs only the rows of the crop. Measurements and images have an axis of J coils.
 """
 
 import torch
 
 from seggym.kspace.acquisition import Acquisition, SliceStack
+from seggym.kspace.coils import birdcage
 from seggym.kspace.keyed_random import complex_normal, uniform
-from seggym.kspace.transforms import centre_crop, fftc, ifftc
+from seggym.kspace.transforms import centre_crop, fftc, ifftc, polar
 
 # Streams of an episode's key; the numbers are part of the definition of an episode and must not change.
 PHASE_STREAM = 10
@@ -43,11 +44,12 @@ def smooth_phase(keys: torch.Tensor, amplitude: torch.Tensor, echo_shift: torch.
 def encode(
     stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Noise-free hybrid space (B, M, M) of slices ``indices`` int64 (B,) with the phase of ``keys`` int64 (B,)."""
+    """Noise-free hybrid space (B, J, M, M) of slices ``indices`` int64 (B,) with the phase of ``keys`` int64 (B,)."""
     grid, matrix = acquisition.grid, acquisition.matrix
     phase = smooth_phase(keys, stack.phase_amplitude[indices].to(dtype), stack.echo_shift[indices].to(dtype), grid)
-    image = torch.polar(torch.ones((), dtype=dtype, device=phase.device).expand_as(phase), phase)
-    image = image * stack.images[indices].to(dtype)
+    image = polar(stack.images[indices].to(dtype), phase)[:, None]
+    if acquisition.coils > 1:
+        image = image * birdcage(acquisition.coils, grid).to(image)
     kspace = centre_crop(fftc(image, (-2, -1)), matrix, (-2, -1))
     return ifftc(kspace, (-2,)) * (matrix / grid)
 
@@ -55,15 +57,16 @@ def encode(
 def thermal_noise(
     stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition
 ) -> torch.Tensor:
-    """Noise of every line in hybrid space, complex64 (B, M, M); white, as the transforms are orthonormal.
+    """Noise of every line in hybrid space, complex64 (B, J, M, M); white, as the transforms are orthonormal.
 
     Zeros where the scan has none (``acquisition.snr`` is None).
     """
-    matrix = acquisition.matrix
+    shape = (acquisition.coils, acquisition.matrix, acquisition.matrix)
     if acquisition.snr is None:
-        return torch.zeros(len(keys), matrix, matrix, dtype=torch.complex64, device=keys.device)
+        return torch.zeros(len(keys), *shape, dtype=torch.complex64, device=keys.device)
     sigma = stack.signal[indices] / acquisition.snr
-    return complex_normal(keys, NOISE_STREAM, matrix * matrix).view(-1, matrix, matrix) * sigma[:, None, None]
+    noise = complex_normal(keys, NOISE_STREAM, shape[0] * shape[1] * shape[2]).view(-1, *shape)
+    return noise.mul_(sigma[:, None, None, None])
 
 
 def line_phases(acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -73,21 +76,43 @@ def line_phases(acquisition: Acquisition, dtype: torch.dtype, device: torch.devi
     return centre_crop(ifftc(unit, (-1,)), acquisition.crop, (-1,)).contiguous()
 
 
-def crop_rows(hybrid: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-    """The readout rows of the network's crop: (B, C, M), a view."""
-    return centre_crop(hybrid, acquisition.crop, (-2,))
+def add_lines(planes: torch.Tensor, signal: torch.Tensor, phases: torch.Tensor) -> None:
+    """Add one line per scan to its images in place, as one product of rank 2 in real numbers.
 
-
-def add_line(image: torch.Tensor, signal: torch.Tensor, phases: torch.Tensor, lines: torch.Tensor) -> None:
-    """Add one line per image in place, as a rank-1 update.
-
-    image complex (B, C, C); signal complex (B, C): the measured line at the rows of the crop, zero to add nothing;
-    phases from :func:`line_phases`; lines int64 (B,).
+    planes float (B, J, 2, C, C): real and imaginary part of each coil's image; signal complex (B, J, C): the line as
+    each coil measured it, at the rows of the crop, zero to add nothing; phases complex (B, C): its row of
+    :func:`line_phases`. Complex arithmetic would take three times as long on a processor, which keeps the two parts
+    of a number next to each other.
     """
-    image.addcmul_(signal[:, :, None], phases[lines][:, None, :])
+    batch, coils, _, rows, columns = planes.shape
+    real, imaginary = signal.real, signal.imag
+    # (a + bi)(c + di): the real plane gets a c - b d, the imaginary one b c + a d.
+    left = torch.stack([torch.stack([real, -imaginary], -1), torch.stack([imaginary, real], -1)], 2)
+    right = torch.view_as_real(phases).transpose(1, 2)
+    planes.view(batch, coils * 2 * rows, columns).baddbmm_(left.view(batch, coils * 2 * rows, 2), right)
 
 
-def reconstruct(hybrid: torch.Tensor, acquired: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-    """Zero-filled complex image (B, C, C) from the lines in ``acquired`` bool (B, M): the direct transform."""
-    rows = crop_rows(hybrid, acquisition) * acquired[:, None, :]
+def to_planes(images: torch.Tensor) -> torch.Tensor:
+    """Complex images (B, J, C, C) as real and imaginary planes: float (B, J, 2, C, C)."""
+    return torch.view_as_real(images).movedim(-1, 2).contiguous()
+
+
+def root_sum_of_squares(planes: torch.Tensor) -> torch.Tensor:
+    """The magnitude image of all coils: float (B, C, C) from planes (B, J, 2, C, C)."""
+    return planes.square().flatten(1, 2).sum(1).sqrt_()
+
+
+def reconstruct(hybrid: torch.Tensor, acquired: torch.Tensor | None, acquisition: Acquisition) -> torch.Tensor:
+    """Zero-filled complex images (B, J, C, C) from the lines in ``acquired`` bool (B, M), None for all of them.
+
+    The direct transform, which the rank-1 updates of :func:`add_lines` are equal to.
+    """
+    rows = centre_crop(hybrid, acquisition.crop, (-2,))
+    if acquired is not None:
+        rows = rows * acquired[:, None, None, :]
     return centre_crop(ifftc(rows, (-1,)), acquisition.crop, (-1,))
+
+
+def zero_filled(hybrid: torch.Tensor, acquired: torch.Tensor | None, acquisition: Acquisition) -> torch.Tensor:
+    """The magnitude float (B, C, C) of :func:`reconstruct`."""
+    return root_sum_of_squares(to_planes(reconstruct(hybrid, acquired, acquisition)))

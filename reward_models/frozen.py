@@ -1,26 +1,24 @@
 """Frozen inference: probabilities and pooled features of a trained network from one fast forward pass."""
 
 import contextlib
-import copy
-import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import CARD, WEIGHTS, ModelCard, load_network
+from seggym.reward_models.inference import for_inference
+from seggym.reward_models.precision import PRECISIONS, resolve_precision
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 # Measured on one AVX-512 core at 128 x 128: channels-last takes 0.4 to 0.9 of the time of the contiguous layout, for
 # every architecture, in fp32 (unet 8 instead of 14 ms per image) as in bf16 (4 instead of 7 ms).
 MEMORY_FORMAT = torch.channels_last
 # On a processor a few images at a time stay in the cache: 8 instead of 64 take 22 instead of 36 ms per image (unetpp,
 # fp32), 11 instead of 16 (unetpp, bf16), 7.0 instead of 7.4 (unet, fp32). A GPU wants larger batches.
-MAX_BATCH = {"cpu": 8, "cuda": 256}
+_MICRO_BATCH = {"cpu": 8, "cuda": 256}
 
 
 class Prediction(NamedTuple):
@@ -51,33 +49,6 @@ def _moments(magnitude: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
 
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Return an eval-mode copy of ``network`` whose batch norms are folded into the convolutions before them.
-
-    Only neighbours in an ``nn.Sequential`` (nested ones included, as in MONAI's blocks) are folded: there the order of
-    execution is certain. A batch norm anywhere else stays.
-    """
-    network = copy.deepcopy(network).eval()
-    for module in list(network.modules()):
-        if not isinstance(module, nn.Sequential):
-            continue
-        slots = _sequential_leaves(module)
-        for (owner, name), (norm_owner, norm_name) in itertools.pairwise(slots):
-            convolution, norm = getattr(owner, name), getattr(norm_owner, norm_name)
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(owner, name, fuse_conv_bn_eval(convolution, norm))
-                setattr(norm_owner, norm_name, nn.Identity())
-    return network
-
-
-def _sequential_leaves(sequence: nn.Sequential) -> list[tuple[nn.Module, str]]:
-    """(owner, attribute) of every module that ``sequence`` runs, in the order in which it runs them."""
-    slots: list[tuple[nn.Module, str]] = []
-    for name, child in sequence.named_children():
-        slots += _sequential_leaves(child) if isinstance(child, nn.Sequential) else [(sequence, name)]
-    return slots
-
-
 def resolve_device(device: str | torch.device) -> torch.device:
     """``"auto"`` is the GPU where there is one; raises :class:`SeggymError` for a device that this machine lacks."""
     if device == "auto":
@@ -92,28 +63,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """``"auto"`` is bf16 where the processor or GPU computes in it natively, else fp32; other keys stay."""
-    if precision == "auto":
-        return "bf16" if _has_native_bf16(device) else "fp32"
-    if precision not in PRECISIONS:
-        raise SeggymError(f"precision is {precision!r}, expected auto, {', '.join(PRECISIONS)}")
-    return precision
-
-
-def _has_native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    # torch has no public question for this; where a version lacks the private one, fp32 is merely slower.
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return device.type == "cpu" and any(check() for check in checks if check is not None)
+def micro_batch(device: torch.device) -> int:
+    """How many images at a time suit ``device``."""
+    return _MICRO_BATCH.get(device.type, 64)
 
 
 class FrozenNetwork:
     """A network for inference only: batch norm folded, cast and laid out for speed; the given one stays as it is.
 
     ``precision`` is ``fp32``, ``bf16``, ``fp64`` (for tests) or ``auto``. At most ``max_batch`` images pass through the
-    network at a time, so that memory does not grow with the batch of the environment; the default is :data:`MAX_BATCH`.
+    network at a time, so that memory does not grow with the batch; the default is :func:`micro_batch`.
     ``card`` says what the network is, where it came from a folder.
     """
 
@@ -129,8 +88,8 @@ class FrozenNetwork:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.dtype = PRECISIONS[self.precision]
-        self.max_batch = max_batch or MAX_BATCH.get(self.device.type, 64)
-        self.network = fold_batch_norm(network).requires_grad_(False).to(self.device, self.dtype)
+        self.max_batch = max_batch or micro_batch(self.device)
+        self.network = for_inference(network, self.dtype).requires_grad_(False).to(self.device, self.dtype)
         self.network.to(memory_format=MEMORY_FORMAT)  # type: ignore[call-overload]  # missing in torch's annotations
 
     def __call__(self, magnitude: torch.Tensor) -> Prediction:
@@ -174,7 +133,9 @@ class FrozenNetwork:
         wide = torch.float64 if self.dtype == torch.float64 else torch.float32
         bottleneck = bottleneck.to(wide)
         features = torch.cat([bottleneck.mean(dim=(2, 3)), bottleneck.amax(dim=(2, 3))], dim=1)
-        return Prediction(logits.to(wide).softmax(dim=1).contiguous(), features)
+        # To the contiguous layout first: a softmax over a last axis of a few classes would not be vectorised.
+        probabilities = logits.to(wide, memory_format=torch.contiguous_format).softmax(dim=1)
+        return Prediction(probabilities, features)
 
 
 _CACHE: dict[tuple[str, str, str, str], tuple[tuple[int, int], FrozenNetwork]] = {}
@@ -189,11 +150,12 @@ def load_frozen(
     """Load the network for ``task`` in ``folder`` frozen; within a process the same one is loaded only once.
 
     It is loaded again when its files have changed. Raises what
-    :func:`~seggym.reward_models.checkpoints.load_network` raises.
+    :func:`~seggym.reward_models.checkpoints.load_network` and :func:`~seggym.reward_models.precision.resolve_precision`
+    raise.
     """
     path = Path(folder).resolve()
     target = resolve_device(device)
-    precision = resolve_precision(precision, target)
+    precision = resolve_precision(precision, target, path)
     key = (str(path), str(target), precision, task)
     cached = _CACHE.get(key)
     stamp = _stamp(path)

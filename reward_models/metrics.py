@@ -31,11 +31,13 @@ class SegmentationTerms:
     """What the scores need of the truth, computed once for all the steps of an episode.
 
     Attributes:
+        labels: (B, H, W), the truth itself, an integer tensor of values 0..K-1.
         onehot: (B, K-1, H, W) float32, the foreground classes.
         areas: (B, K-1) float32, pixels of each class.
         present: (B, K-1) bool, whether the truth has the class.
     """
 
+    labels: Tensor
     onehot: Tensor
     areas: Tensor
     present: Tensor
@@ -72,7 +74,7 @@ def encode_truth(labels: Tensor, num_classes: int) -> SegmentationTerms:
         raise SeggymError(f"labels must be (batch, height, width), found shape {tuple(labels.shape)}; add a batch axis")
     onehot = _foreground(labels, num_classes)
     areas = onehot.sum(dim=(-2, -1))
-    return SegmentationTerms(onehot=onehot, areas=areas, present=areas > 0)
+    return SegmentationTerms(labels=labels, onehot=onehot, areas=areas, present=areas > 0)
 
 
 def most_probable(probabilities: Tensor) -> Tensor:
@@ -104,32 +106,38 @@ def soft_quality(probabilities: Tensor, truth: SegmentationTerms, absent_weight:
     Returns:
         (B,) in the precision of ``probabilities``.
     """
-    return _dice_quality(_check(probabilities, truth)[:, 1:], truth, absent_weight)
+    predicted = _check(probabilities, truth)[:, 1:]
+    overlap = (predicted * truth.onehot).sum(dim=(-2, -1)), predicted.sum(dim=(-2, -1))
+    return _dice_quality(*overlap, truth, absent_weight)
 
 
 def hard_quality(probabilities: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
     """:func:`soft_quality` of the most probable class of each pixel instead of the probabilities, (B,) float32."""
-    return _dice_quality(_decided(_check(probabilities, truth)), truth, absent_weight)
+    return _dice_quality(*_overlap(most_probable(_check(probabilities, truth)), truth), truth, absent_weight)
 
 
 def mean_iou(probabilities: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
     """:func:`hard_quality` with the smoothed intersection over union, (I + 1) / (P + A - I + 1), in place of Dice."""
-    predicted = _decided(_check(probabilities, truth))
-    intersection, area = _overlap(predicted, truth)
+    intersection, area = _overlap(most_probable(_check(probabilities, truth)), truth)
     score = (intersection + SMOOTHING) / (area + truth.areas - intersection + SMOOTHING)
     return _present_mean_less_penalty(score, area, truth, absent_weight)
 
 
 def dice_per_class(prediction: Tensor, truth: SegmentationTerms) -> Tensor:
     """Plain Dice 2I / (P + A) of label maps ``prediction`` (B, H, W): (B, K-1) float32, NaN for absent classes."""
-    intersection, area = _overlap(_foreground(prediction, truth.num_classes), truth)
-    return (2 * intersection / (area + truth.areas)).masked_fill(~truth.present, torch.nan)
+    return hard_scores(prediction, truth)[0]
 
 
-def absent_area(prediction: Tensor, truth: SegmentationTerms) -> Tensor:
-    """Pixels that label maps ``prediction`` (B, H, W) give to absent classes: (B, K-1) float32, 0 for those present."""
-    area = _foreground(prediction, truth.num_classes).sum(dim=(-2, -1))
-    return area.masked_fill(truth.present, 0.0)
+def hard_scores(prediction: Tensor, truth: SegmentationTerms) -> tuple[Tensor, Tensor]:
+    """Plain Dice, and area given to absent classes, of label maps ``prediction`` (B, H, W), values 0..K-1.
+
+    Returns:
+        dice: (B, K-1) float32, 2I / (P + A), NaN for absent classes.
+        absent_area: (B, K-1) float32, pixels, 0 for the classes present.
+    """
+    intersection, area = _overlap(prediction, truth)
+    dice = (2 * intersection / (area + truth.areas)).masked_fill_(~truth.present, torch.nan)
+    return dice, area.masked_fill(truth.present, 0.0)
 
 
 def volume_dice(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
@@ -210,17 +218,26 @@ def _foreground(labels: Tensor, num_classes: int) -> Tensor:
     return (labels.unsqueeze(1) == classes.view(-1, *[1] * (labels.ndim - 1))).float()
 
 
-def _decided(probabilities: Tensor) -> Tensor:
-    return _foreground(most_probable(probabilities), probabilities.shape[1])
+def _overlap(prediction: Tensor, truth: SegmentationTerms) -> tuple[Tensor, Tensor]:
+    """Intersections with the truth and areas in pixels of label maps ``prediction`` (B, H, W): both (B, K-1) float32.
+
+    From a joint histogram of true and predicted class: one pass, where a comparison per class takes five times as long.
+    """
+    batch, classes = len(prediction), truth.num_classes
+    image = torch.arange(batch, device=prediction.device).view(-1, *[1] * (prediction.ndim - 1))
+    joint = (image * classes + truth.labels) * classes + prediction
+    length = batch * classes * classes
+    if joint.device.type == "cpu":
+        counts = torch.bincount(joint.flatten(), minlength=length)
+    else:
+        # bincount would make the device wait to learn its largest value.
+        ones = torch.ones((), dtype=torch.int64, device=joint.device).expand(joint.numel())
+        counts = torch.zeros(length, dtype=torch.int64, device=joint.device).scatter_add_(0, joint.flatten(), ones)
+    histogram = counts.view(batch, classes, classes).float()
+    return histogram.diagonal(dim1=1, dim2=2)[:, 1:], histogram.sum(1)[:, 1:]
 
 
-def _overlap(predicted: Tensor, truth: SegmentationTerms) -> tuple[Tensor, Tensor]:
-    """Intersections and predicted areas in pixels, both (B, K-1)."""
-    return (predicted * truth.onehot).sum(dim=(-2, -1)), predicted.sum(dim=(-2, -1))
-
-
-def _dice_quality(predicted: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
-    intersection, area = _overlap(predicted, truth)
+def _dice_quality(intersection: Tensor, area: Tensor, truth: SegmentationTerms, absent_weight: float) -> Tensor:
     score = (2 * intersection + SMOOTHING) / (area + truth.areas + SMOOTHING)
     return _present_mean_less_penalty(score, area, truth, absent_weight)
 

@@ -23,9 +23,10 @@ from seggym.kspace import simulation
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import random_bits
 from seggym.kspace.masks import random_acquired
-from seggym.reward_models.frozen import normalise, resolve_precision
+from seggym.reward_models.frozen import normalise
 from seggym.reward_models.metrics import dice_per_class, encode_truth
 from seggym.reward_models.networks import build_network
+from seggym.reward_models.precision import native_precision, resolve_precision
 
 STATE = "training_state.pt"
 
@@ -96,7 +97,7 @@ def simulate(
     """Zero-filled magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``."""
     hybrid = simulation.encode(stack, indices, keys, acquisition, torch.float32)
     hybrid += simulation.thermal_noise(stack, indices, keys, acquisition)
-    return simulation.reconstruct(hybrid, acquired, acquisition).abs()
+    return simulation.zero_filled(hybrid, acquired, acquisition)
 
 
 def _moved(stack: SliceStack, indices: torch.Tensor, scan: Acquisition, rng: np.random.Generator) -> SliceStack:
@@ -149,7 +150,8 @@ class _Trainer:
         torch.manual_seed(recipe.seed)
         self.network = build_network(recipe.architecture, train.num_classes, **recipe.options).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's annotations
-        self.autocast = resolve_precision(recipe.precision, device) == "bf16"
+        fastest = native_precision(device) if recipe.precision == "auto" else recipe.precision
+        self.autocast = resolve_precision(fastest, device) == "bf16"
         self.replica: nn.Module = self.network
         if distributed.is_initialized():
             self.replica = DistributedDataParallel(self.network)

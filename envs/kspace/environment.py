@@ -9,8 +9,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from seggym.envs.kspace.engine import GRID, Episodes, KSpaceEngine, StepResult
+from seggym.envs.kspace.engine import Episodes, KSpaceEngine, StepResult
 from seggym.envs.kspace.rendering import Canvas
+from seggym.envs.kspace.segmentation import GRID
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import build_engine
 from seggym.errors import SeggymError
@@ -31,7 +32,7 @@ def observation_space(engine: KSpaceEngine) -> spaces.Dict:
         "probabilities": spaces.Box(0, 255, (engine.stack.num_classes, crop, crop), np.uint8),
         "probability_grid": spaces.Box(0, 1, (engine.stack.num_classes * GRID * GRID,), np.float32),
         "features": spaces.Box(-np.inf, np.inf, (features,), np.float32),
-        "kspace": spaces.Box(-np.inf, np.inf, (2, lines, lines), np.float32),
+        "kspace": spaces.Box(-np.inf, np.inf, (2 * engine.acquisition.coils, lines, lines), np.float32),
         "action_mask": spaces.MultiBinary(engine.num_actions),
     }
     return spaces.Dict({part: parts[part] for part in engine.settings.observation})
@@ -168,7 +169,7 @@ class KSpaceVectorEnv(VectorEnv):
             "quality": engine.quality.clone(),
             "illegal_actions": self._illegal_actions.clone(),
         }
-        if engine.prediction is not None:
+        if engine.segmentation is not None:
             info["dice"], info["absent_area"] = engine.dice()
         # Always there, so that the infos of reset and step have the same keys.
         parts = result.parts if result else {name: torch.zeros_like(engine.quality) for name in engine.part_names}
@@ -254,7 +255,7 @@ class KSpaceEnv(gymnasium.Env):
     the lines left, divided by M. ``observation=`` chooses other parts: ``energy`` float32 (M,), of the measured lines
     on a log scale; ``probability_grid`` float32 (K * 8 * 8,), mean class probabilities over a coarse grid;
     ``probabilities`` uint8 (K, C, C); ``features`` float32 (F,), of the scoring network's bottleneck (cross-fitted
-    networks have different ones: for a policy take ``probability_grid``); ``kspace`` float32 (2, M, M);
+    networks have different ones: for a policy take ``probability_grid``); ``kspace`` float32 (2 J, M, M), J coils;
     ``image_float`` float32 (1, C, C); ``action_mask`` int8 (A,). Everything is a function of measured samples only.
 
     ## Rewards

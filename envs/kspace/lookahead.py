@@ -5,32 +5,35 @@ honest may.
 """
 
 import torch
+from tqdm import tqdm
 
-from seggym.envs.batched import read_rows
+from seggym.envs.batched import pieces, read_rows
 from seggym.envs.kspace.engine import KSpaceEngine
-from seggym.envs.kspace.reward import quality, segment
+from seggym.envs.kspace.reward import quality
+from seggym.envs.kspace.segmentation import segment
+from seggym.kspace import simulation
 
-# Images held at a time: a complex and a real one of each, and the network's activations beside them.
-_CHUNK = 64
 
-
-def try_lines(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+def try_lines(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor, title: str | None = None) -> torch.Tensor:
     """Quality float (B,) that environment ``slots[i]`` would have with line ``lines[i]`` added; both int64 (B,).
 
-    The lines must not be measured yet: adding a measured one would count it twice.
+    The lines must not be measured yet: adding a measured one would count it twice. With a ``title`` a bar shows how
+    long it will take.
     """
-    parts = zip(slots.split(_CHUNK), lines.split(_CHUNK), strict=True)
-    return torch.cat([_try_chunk(engine, some, candidates) for some, candidates in parts])
+    found = torch.empty(len(slots), dtype=engine.dtype, device=engine.device)
+    # By network, so that the batches that each of them gets are full.
+    order = engine.routing[engine.samples[slots]].argsort(stable=True)
+    with tqdm(total=len(slots), desc=title, unit="line", disable=title is None, leave=False) as bar:
+        for part in pieces(order, engine.micro_batch):
+            found[part] = _try(engine, slots[part], lines[part])
+            bar.update(len(part))
+    return found
 
 
-def _try_chunk(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
-    crop = engine.acquisition.crop
-    first_row = engine.num_lines // 2 - crop // 2
-    signal = engine.signal[slots, lines, first_row : first_row + crop]
-    image = engine.image[slots] + signal[:, :, None] * engine._phases[lines][:, None, :]
-    magnitude = torch.sqrt(image.real.square() + image.imag.square())
-    if engine.reconstructor is not None:
-        magnitude = engine.reconstructor(magnitude).to(engine.dtype)
+def _try(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+    planes = engine.planes[slots]
+    simulation.add_lines(planes, engine.signal_of(slots, lines), engine.line_phases[lines])
+    magnitude = engine.magnitude_of(planes)
     prediction = None
     if engine.settings.needs_network:
         prediction = segment(engine.networks, engine.routing[engine.samples[slots]], magnitude)

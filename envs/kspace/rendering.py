@@ -1,14 +1,12 @@
 """A picture of a scan so far: k-space, images, segmentation and the curve of quality against lines."""
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
 from seggym.kspace import simulation
 from seggym.kspace.transforms import fftc
-from seggym.reward_models import metrics
 
 # Side of a panel, height of its title, of the curve below the panels and of the margins, in pixels.
 _PANEL, _TITLE, _CURVE, _MARGIN = 256, 22, 150, 10
@@ -36,10 +34,9 @@ class Canvas:
 
     def restart(self, engine: KSpaceEngine, slot: int) -> None:
         """A new episode has begun in environment ``slot``."""
-        hybrid = engine.signal[slot : slot + 1].transpose(1, 2)
-        every = torch.ones(1, engine.num_lines, dtype=torch.bool, device=engine.device)
-        self._full = simulation.reconstruct(hybrid, every, engine.acquisition)[0].abs().cpu().numpy()
-        self._spectrum = _log_magnitude(fftc(hybrid[0], (0,)).abs().cpu().numpy())
+        hybrid = engine.hybrid(slice(slot, slot + 1))
+        self._full = simulation.zero_filled(hybrid, None, engine.acquisition)[0].cpu().numpy()
+        self._spectrum = _log_magnitude(fftc(hybrid[0], (-2,)).abs().square().sum(0).sqrt().cpu().numpy())
         self._labels = engine.stack.labels[engine.samples[slot]].cpu().numpy()
         self._names = _class_names(engine)
         self._acquired = np.zeros(engine.num_lines, bool)
@@ -65,13 +62,12 @@ class Canvas:
             f"{name}, {self._acquired.sum()} of {engine.num_lines} lines": image,
         }
         full = _grey(self._full)
-        if engine.prediction is None:
+        if engine.segmentation is None:
             self._measure, value = "quality", float(engine.quality[slot])
             self._panels["full k-space"] = full
         else:
-            labels = metrics.most_probable(engine.prediction.probabilities[slot : slot + 1])
             self._measure, value = "Dice", _nan_mean(engine.dice()[0][slot].cpu().numpy())
-            self._panels["prediction"] = _overlay(image, labels[0].cpu().numpy())
+            self._panels["prediction"] = _overlay(image, engine.segmentation.labels[slot].cpu().numpy())
             self._panels["truth, full k-space"] = _overlay(full, self._labels)
         self._curve.append((int(self._acquired.sum()), value))
 

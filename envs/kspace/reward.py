@@ -5,13 +5,10 @@ episode is the final minus the initial quality (``objective="final"``), or, with
 (T - t + 1) / T, the mean of Q_1..Q_T minus Q_0 (``objective="area"``).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from seggym.envs.batched import write_rows
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.reward_models import image_quality, metrics
 from seggym.reward_models.frozen import Prediction
@@ -29,34 +26,12 @@ _RECONSTRUCTION = {
 }
 
 
-class Segmenter(Protocol):
-    """What scores an image: a frozen network, an ensemble, or a stub in a test."""
-
-    @property
-    def num_features(self) -> int: ...
-
-    def __call__(self, magnitude: torch.Tensor) -> Prediction: ...
-
-
 @dataclass
 class Truth:
     """Ground-truth terms of the running episodes, computed once per reset. ``None`` where nobody asks for them."""
 
     segmentation: metrics.SegmentationTerms
     reconstruction: image_quality.ReferenceTerms | None
-
-
-def segment(networks: Sequence[Segmenter], route: torch.Tensor, magnitude: torch.Tensor) -> Prediction:
-    """Segment magnitude images (B, C, C), image i by ``networks[route[i]]``; one forward pass per network."""
-    if len(networks) == 1:
-        return networks[0](magnitude)
-    joined: Prediction | None = None
-    for index, network in enumerate(networks):
-        here = (route == index).nonzero()[:, 0]
-        if len(here):
-            joined = write_rows(joined, here, network(magnitude[here]), len(magnitude))
-    assert joined is not None
-    return joined
 
 
 def quality(

@@ -62,7 +62,8 @@ class KSpaceSettings:
     ``illegal_penalty``, ``train_sampler_filename`` (weights of the slices in the draw).
     Observation: ``observation`` (parts, see :data:`OBSERVATIONS`), ``reconstructor`` (folder of a network that maps the
     zero-filled magnitude to a better one; None is zero-filled).
-    Computing: ``device`` ("auto" is CUDA where there is one), ``precision`` of the networks.
+    Computing: ``device`` ("auto" is CUDA where there is one), ``precision`` of the networks, ``micro_batch`` (images
+    that pass through a network at a time; None is what suits the device).
     """
 
     cohort: str
@@ -92,6 +93,7 @@ class KSpaceSettings:
     reconstructor: str | None = None
     device: str = "auto"
     precision: str = "fp32"
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.root is not None:
@@ -115,6 +117,8 @@ class KSpaceSettings:
                 "reward=terminal and objective=area exclude each other, as the quality at the end says nothing of the "
                 "area under the curve: set objective=final, or reward=dense"
             )
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise SeggymError(f"micro_batch={self.micro_batch} must be at least 1, or null")
         matrix = self.scan.matrix
         low, high = self.budget_range
         if not 1 <= low <= high <= matrix - self.scan.initial_lines:

@@ -9,13 +9,14 @@ import torch
 from seggym.cohorts.cohort import Cohort, open_cohort
 from seggym.cohorts.splits import Split, split_cohort
 from seggym.envs.kspace.engine import KSpaceEngine
-from seggym.envs.kspace.reward import Segmenter
 from seggym.envs.kspace.sampler import load_weights
+from seggym.envs.kspace.segmentation import Segmenter
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
 from seggym.reward_models.checkpoints import RewardModel, open_reward_model, require_classes
 from seggym.reward_models.frozen import load_frozen, resolve_device
+from seggym.reward_models.precision import resolve_precision
 from seggym.reward_models.slices import prepared_slices
 
 
@@ -69,10 +70,11 @@ def load_networks(
     warn_of_foreign_cohort(model, cohort)
     members = [model.network_for(patient, cohort.name) for patient in stack.patients]
     names = sorted(set(members))
-    networks: list[Segmenter] = []
     for name in names:
         require_fit(model, name, cohort, settings)
-        networks.append(load_frozen(model.path(name), device, settings.precision))
+    # One precision for all: a patient's fold must not decide how his scans are scored.
+    precision = resolve_precision(settings.precision, device, *(model.path(name) for name in names))
+    networks: list[Segmenter] = [load_frozen(model.path(name), device, precision) for name in names]
     return networks, torch.tensor([names.index(member) for member in members])
 
 

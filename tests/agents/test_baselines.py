@@ -80,10 +80,12 @@ def test_energy_following_grows_towards_the_stronger_side_and_sees_measured_line
     for _ in range(6):
         actions = policy.act(engine, {}, engine.action_mask())
         unmeasured = ~engine.acquired
-        kept = engine.signal.clone()
+        kept = engine.signal.clone(), engine.line_energy.clone()
         engine.signal[unmeasured] = 1e6 * torch.randn_like(engine.signal[unmeasured])
+        engine.line_energy[unmeasured] = 1e12 * torch.rand_like(engine.line_energy[unmeasured])
         assert torch.equal(policy.act(engine, {}, engine.action_mask()), actions)
-        engine.signal.copy_(kept)
+        engine.signal.copy_(kept[0])
+        engine.line_energy.copy_(kept[1])
         for scan, line in enumerate(actions.tolist()):
             measured = engine.acquired[scan].nonzero()[:, 0]
             low, high = int(measured.min()), int(measured.max())

@@ -8,7 +8,8 @@ import torch
 from synthetic_bench import make_bench
 
 from seggym.agents import greedy
-from seggym.envs.kspace.lookahead import segment, try_lines
+from seggym.envs.kspace.lookahead import try_lines
+from seggym.envs.kspace.segmentation import segment
 from seggym.reward_models.frozen import Prediction
 
 

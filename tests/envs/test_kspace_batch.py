@@ -112,7 +112,7 @@ def test_batched_equals_single_with_a_real_network(make_engine):
 
 def test_networks_are_routed_to_their_slices(make_engine, make_stack):
     """Each slice is scored by the network of its index, whatever else is in the batch."""
-    engine = make_engine(4)
+    engine = make_engine(4, observation=["image", "features"])
     first, second = (FrozenNetwork(build_network("unet", 4, widths=(4, 8, 8, 8)), precision="fp64") for _ in range(2))
     engine.networks = [first, second]
     engine.routing = torch.arange(len(engine.stack)) % 2
@@ -120,5 +120,6 @@ def test_networks_are_routed_to_their_slices(make_engine, make_stack):
     assert len(set(engine.routing[engine.samples].tolist())) == 2
     for slot in range(4):
         network = (first, second)[int(engine.samples[slot]) % 2]
-        expected = network(engine.magnitude[slot : slot + 1]).probabilities[0]
-        torch.testing.assert_close(engine.prediction.probabilities[slot], expected)
+        expected = network(engine.magnitude[slot : slot + 1])
+        torch.testing.assert_close(engine.segmentation.features[slot], expected.features[0].float())
+        assert torch.equal(engine.segmentation.labels[slot].long(), expected.probabilities[0].argmax(0))

@@ -56,13 +56,13 @@ def test_unmeasured_lines_do_not_show(make_engine, play, settings):
     expected = observations(engine, actions)
     ever = engine.acquired.clone()
     engine.begin(torch.arange(4), engine.draw(torch.tensor(KEYS)))
-    replaced = torch.where(ever[:, :, None], engine.signal, 100 * torch.randn_like(engine.signal))
+    replaced = torch.where(ever[:, :, None, None], engine.signal, 100 * torch.randn_like(engine.signal))
     engine.signal.copy_(replaced)
     assert_bitwise(engine.observe(), expected[0])
     for action, before in zip(actions, expected[1:], strict=True):
         engine.step(action)
         kept = engine.signal.clone()
-        hidden = ~engine.acquired[:, :, None]
+        hidden = ~engine.acquired[:, :, None, None]
         engine.signal.copy_(torch.where(hidden, 100 * torch.randn_like(kept), kept))
         assert_bitwise(engine.observe(), before)
         engine.signal.copy_(kept)
@@ -77,7 +77,7 @@ def test_unmeasured_lines_do_not_show_at_the_reset(make_engine, play, settings, 
 
     def corrupted(*arguments):
         noise = honest(*arguments)
-        return torch.where(measured[None, None, :], noise, 100 * torch.randn_like(noise))
+        return torch.where(measured, noise, 100 * torch.randn_like(noise))
 
     monkeypatch.setattr(simulation, "thermal_noise", corrupted)
     seen = observations(engine, [])

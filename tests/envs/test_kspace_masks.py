@@ -52,7 +52,7 @@ def test_the_initial_lines_are_an_odd_block_around_dc(make_engine):
         assert np.flatnonzero(observation["acquired"]).tolist() == [matrix // 2 + offset for offset in range(-2, 3)]
         assert np.flatnonzero(info["action_mask"] == 0).tolist() == np.flatnonzero(observation["acquired"]).tolist()
         # DC is where the energy is.
-        energy = env.engine.signal[0].abs().square().sum(1)
+        energy = env.engine.signal[0].abs().square().sum((1, 2))
         assert abs(int(energy.argmax()) - matrix // 2) <= env.engine.acquisition.echo_shift + 1
 
 
@@ -174,8 +174,10 @@ def test_every_scan_of_a_batch_ends_on_its_own(make_engine):
         ({"observation": []}, "image_float"),
         ({"lambda_seg": 0.0}, "lambda"),
         ({"reward_model": None}, "reward_model"),
-        ({"acquisition": {"matrix": 48, "crop": 32, "coils": 8}}, "echo_shift"),
+        ({"acquisition": {"matrix": 48, "crop": 32, "turns": 8}}, "echo_shift"),
         ({"acquisition": {"matrix": 48, "crop": 64}}, "crop=64"),
+        ({"acquisition": {"matrix": 48, "crop": 32, "coils": 0}}, "coils=0"),
+        ({"micro_batch": 0}, "micro_batch=0"),
         ({"acquisition": {"matrix": 48, "crop": 32, "initial_lines": 4}}, "odd"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seggym.envs.kspace.engine import GRID
+from seggym.envs.kspace.segmentation import GRID
 
 PARTS = ["energy", "probability_grid", "probabilities", "acquired"]
 
@@ -23,7 +23,7 @@ def test_energy_is_that_of_the_measured_lines(engine):
     energy = seen["energy"].numpy()
     acquired = seen["acquired"].numpy().astype(bool)
     for scan in range(4):
-        lines = np.abs(engine.signal[scan].numpy()) ** 2
+        lines = np.abs(engine.signal[scan, :, 0].numpy()) ** 2
         expected = lines.sum(1)[acquired[scan]]
         expected = np.clip(1 + np.log10(expected / expected.max()) / 6, 0, 1)
         assert energy[scan][acquired[scan]] == pytest.approx(expected, abs=1e-5)
@@ -33,7 +33,7 @@ def test_energy_is_that_of_the_measured_lines(engine):
 
 def test_probability_grid_is_the_block_mean(engine):
     seen = engine.observe()
-    probabilities = engine.prediction.probabilities.numpy()
+    probabilities = engine.networks[0](engine.magnitude).probabilities.numpy()
     side = probabilities.shape[-1] // GRID
     assert probabilities.shape[-1] == side * GRID
     blocks = probabilities.reshape(4, -1, GRID, side, GRID, side).mean((3, 5))

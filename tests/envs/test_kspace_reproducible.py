@@ -145,15 +145,16 @@ def test_a_state_is_continued_exactly(make_engine, mode, settings):
     assert_identical(tuple(expected), tuple(trajectory(resumed, 15, np.random.default_rng(1))))
 
 
-def test_a_state_holds_the_prediction(make_engine):
+def test_a_state_holds_the_segmentation(make_engine):
     engine = make_engine(3, observation=OBSERVATION)
     env = KSpaceVectorEnv(3, engine=engine)
     env.reset(seed=0)
     env.step([1, 2, 3])
     other = KSpaceVectorEnv(3, engine=make_engine(3, observation=OBSERVATION))
     other.load_state_dict(env.state_dict())
-    for one, two in zip(engine.prediction, other.engine.prediction, strict=True):
-        assert torch.equal(one, two)
+    for name, kept in vars(engine.segmentation).items():
+        found = getattr(other.engine.segmentation, name)
+        assert found is kept is None or torch.equal(torch.nan_to_num(found), torch.nan_to_num(kept)), name
     for name, part in engine.observe().items():
         assert torch.equal(part, other.engine.observe()[name]), name
     assert torch.equal(engine.quality, other.engine.quality)

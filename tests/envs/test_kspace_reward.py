@@ -121,7 +121,7 @@ def test_soft_dice_quality_by_hand(make_engine, make_stack):
         episode = engine.draw(torch.tensor([sample]))
         episode.samples[:] = sample
         engine.begin(torch.tensor([0]), episode)
-        probabilities = engine.prediction.probabilities[0].numpy()
+        probabilities = engine.networks[0](engine.magnitude).probabilities[0].numpy()
         labels = engine.stack.labels[sample].numpy()
         scores, penalty = [], 0.0
         for label in (1, 2, 3):

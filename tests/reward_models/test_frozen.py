@@ -14,12 +14,12 @@ from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import WEIGHTS, ModelCard, save_network
 from seggym.reward_models.frozen import (
     FrozenNetwork,
-    fold_batch_norm,
     load_frozen,
     normalise,
     resolve_device,
     resolve_precision,
 )
+from seggym.reward_models.inference import fold_batch_norm, for_inference
 from seggym.reward_models.networks import ARCHITECTURES, build_network
 
 SMALL = {"unet": [4, 6, 8], "unetpp": [4, 4, 6, 8, 10, 4], "unext": [4, 6, 8, 10, 15]}

@@ -16,10 +16,10 @@ from monai.metrics.surface_distance import compute_average_surface_distance
 
 from seggym.errors import SeggymError
 from seggym.reward_models.metrics import (
-    absent_area,
     dice_per_class,
     encode_truth,
     hard_quality,
+    hard_scores,
     mean_iou,
     most_probable,
     soft_quality,
@@ -135,7 +135,7 @@ def test_hand_computed_slice():
     assert mean_iou(probabilities, truth, 0.5).item() == pytest.approx(iou - 0.5 * 3 / 10)
     assert dice_per_class(prediction, truth)[0, 0].item() == pytest.approx(4 / 7)
     assert math.isnan(dice_per_class(prediction, truth)[0, 1])
-    assert absent_area(prediction, truth).tolist() == [[0.0, 3.0]]
+    assert hard_scores(prediction, truth)[1].tolist() == [[0.0, 3.0]]
 
 
 @pytest.mark.parametrize("score", [soft_quality, hard_quality, mean_iou])
