@@ -13,6 +13,8 @@ from seggym.files import read_json, write_json
 from seggym.kspace.acquisition import Acquisition
 from seggym.reward_models.checkpoints import CARD, INDEX, ModelCard, read_card, save_network
 from seggym.reward_models.evaluation import evaluate_network
+from seggym.reward_models.precision import read_record
+from seggym.reward_models.regret import MAX_SECONDS, record_precision
 from seggym.reward_models.slices import prepared_slices
 from seggym.reward_models.training import STATE, Recipe, train_network
 
@@ -44,6 +46,7 @@ def fit_reward_model(
 
     Folds partition the train patients; network ``fold{i}`` is trained on the others. ``members`` restricts the call to
     some of the networks, so that several machines can share the work. What is finished stays when a later call fails.
+    Each network gets the record of what bf16 costs it, a finished one too if it has none.
     """
     names = member_names(plan)
     unknown = sorted(set(members or ()) - set(names))
@@ -70,6 +73,8 @@ def fit_reward_model(
         # Another seed for every network of every run; a fold shares nothing with the full one but the recipe.
         recipe = replace(recipe, seed=1000 * recipe.seed + names.index(name))
         _fit_member(folder / name, cohort, patients, split, acquisition, recipe, device)
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            _vouch_for_bf16(folder / name, cohort, split, acquisition, device)
 
 
 def _fit_member(
@@ -111,3 +116,17 @@ def _fit_member(
     )
     save_network(folder, network, card)
     (folder / STATE).unlink(missing_ok=True)
+
+
+def _vouch_for_bf16(folder: Path, cohort: Cohort, split: Split, acquisition: Acquisition, device: torch.device) -> None:
+    """Measure on the validation patients what the network in ``folder`` loses in bf16, unless that is on record."""
+    if read_record(folder) is not None:
+        return
+    record = record_precision(folder, prepared_slices(cohort, split.val, acquisition), acquisition, device)
+    if record is None:
+        print(
+            f"{folder}: what bf16 loses was not measured, because it would take more than {MAX_SECONDS / 60:.0f} "
+            "minutes here; until the same command runs where bf16 is native, precision=auto is fp32"
+        )
+    else:
+        print(f"{folder}: {record.sentence}")
