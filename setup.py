@@ -2,7 +2,17 @@
 
 from setuptools import setup
 
-FLOORS = ["agents", "agents.algorithms", "configs", "cohorts", "envs", "envs.kspace", "kspace", "reward_models"]
+FLOORS = [
+    "agents",
+    "agents.algorithms",
+    "agents.rllib",
+    "configs",
+    "cohorts",
+    "envs",
+    "envs.kspace",
+    "kspace",
+    "reward_models",
+]
 
 setup(
     packages=["seggym", *(f"seggym.{floor}" for floor in FLOORS)],

@@ -1,11 +1,12 @@
 # Sourced by the scripts that promise to work on a fresh machine: makes .venv with everything in it and activates it.
-# Set SEGGYM_VENV to use another folder.
+# Set SEGGYM_VENV to use another folder; `constraints` and `extras` make another set-up.
 venv="${SEGGYM_VENV:-.venv}"
-if ! [ "$venv/installed" -nt pyproject.toml ] || ! [ "$venv/installed" -nt constraints.txt ]; then
+constraints="${constraints:-constraints.txt}"
+if ! [ "$venv/installed" -nt pyproject.toml ] || ! [ "$venv/installed" -nt "$constraints" ]; then
     "${PYTHON:-python3}" -m venv "$venv"
     "$venv/bin/pip" install --quiet --upgrade "pip>=23.1"
-    "$venv/bin/pip" install --quiet --constraint constraints.txt torch
-    "$venv/bin/pip" install --quiet --constraint constraints.txt --editable ".[dev]"
+    "$venv/bin/pip" install --quiet --constraint "$constraints" torch
+    "$venv/bin/pip" install --quiet --constraint "$constraints" --editable ".[${extras:-dev}]"
     touch "$venv/installed"
 fi
 . "$venv/bin/activate"

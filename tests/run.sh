@@ -1,14 +1,25 @@
 #!/usr/bin/env bash
-# Passes the tests, from nothing: bash tests/run.sh [--slow] [pytest arguments]
+# Passes the tests, from nothing: bash tests/run.sh [--slow | --ray] [pytest arguments]
+# --ray makes .venv-ray, where RLlib pins the oldest Gymnasium that seggym supports, and tests both there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. benchmarks/venv.sh
 
 selection=(-m "not slow")
-if [ "${1:-}" = "--slow" ]; then
+case "${1:-}" in
+--slow)
     selection=(-m "slow")
     shift
-fi
+    ;;
+--ray)
+    export SEGGYM_VENV="${SEGGYM_VENV:-.venv-ray}"
+    constraints=constraints-ray.txt
+    extras=dev,ray
+    shift
+    . benchmarks/venv.sh
+    exec python -m pytest tests/envs tests/agents/test_rllib.py "$@"
+    ;;
+esac
+. benchmarks/venv.sh
 ruff check .
 ruff format --check .
 mypy
