@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,20 +14,27 @@ from seggym.cohorts.cohort import READERS, cohort_root, seggym_home
 from seggym.envs import ENVIRONMENTS
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
-from seggym.reward_models.checkpoints import PACKAGED, open_reward_model
-from seggym.reward_models.frozen import resolve_device, resolve_precision
+from seggym.reward_models.checkpoints import PACKAGED, RewardModel, open_reward_model
+from seggym.reward_models.frozen import resolve_device
+from seggym.reward_models.precision import HOW_TO_MEASURE, judge, native_precision
+from seggym.speed_check import ENVIRONMENT, NUM_ENVS, measure_speed
 
+_WITHOUT_GPU = {
+    "bf16": "train agents with precision=auto, which is about twice as fast where a reward model is trusted with bf16",
+    "fp32": "and no native bf16: several environments at once and a small reward model are what saves time",
+}
 _PACKAGES = ("gymnasium", "torch", "stable-baselines3", "sb3-contrib", "monai", "numpy", "nibabel", "hydra-core")
 
 
 def examine() -> list[str]:
-    """Lines for the user: versions, computing, data, reward models, environments, advice."""
+    """Lines for the user: versions, computing, data, reward models, speed, environments, advice."""
     advice: list[str] = []
     lines = [f"seggym {version('seggym') if _installed('seggym') else '(not installed, run from its folder)'}"]
     lines.append(f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES))
     lines += ["", "Computing", *_computing(advice)]
     lines += ["", "Data", *_data(advice)]
     lines += ["", "Reward models", *_reward_models(advice)]
+    lines += ["", "Speed", *_speed(advice)]
     lines += ["", "Environments", *(f"  {name}" for name in ENVIRONMENTS)]
     return [*lines, "", "Advice", *(f"  {line}" for line in advice or ["nothing to mend"])]
 
@@ -53,19 +61,24 @@ def _computing(advice: list[str]) -> Iterator[str]:
     device = resolve_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     yield f"  device: {device} ({name})"
-    precision = resolve_precision("auto", device)
-    why = "computes in it natively" if precision == "bf16" else "has no native bf16, which would only be slower"
-    yield f"  precision=auto: {precision}, because the {device.type} {why}; evaluation is always fp32"
+    if native_precision(device) == "bf16":
+        yield "  precision=auto: bf16, native here, for the reward models below that are trusted with it; else fp32"
+    else:
+        yield f"  precision=auto: fp32, because the {device.type} has no native bf16, which would only be slower"
+    yield "  evaluation: always fp32"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield f"  threads: {torch.get_num_threads()} of {cores} cores"
     if torch.get_num_threads() > cores:
         advice.append(f"set OMP_NUM_THREADS={cores}: more threads than cores make torch several times slower")
     if device.type == "cpu":
-        advice.append("there is no GPU: train agents with precision=auto, and leave small networks as they are")
+        advice.append(f"there is no GPU: {_WITHOUT_GPU[native_precision(device)]}")
 
 
 def _data(advice: list[str]) -> Iterator[str]:
-    yield f"  SEGGYM_HOME: {seggym_home()}"
+    home = seggym_home()
+    yield f"  SEGGYM_HOME: {home}"
+    for folder in sorted(path for path in (home / "cache").glob("*") if path.is_dir()):
+        yield f"  cache of {folder.name}: {_size(folder)}"
     for name in READERS:
         root = cohort_root(name)
         if name == "phantom":
@@ -92,9 +105,43 @@ def _reward_models(advice: list[str]) -> Iterator[str]:
         origin = f"published in {model.folder}" if model.folder == published / name else "comes with seggym"
         networks = ", ".join(model.cards)
         yield f"  {name}: {card.architecture}, {card.num_outputs} classes, networks {networks}; {origin}"
+        yield from _precision_of(model, advice)
     if "acdc" not in names or missing:
         wanted = missing[0] if missing else "acdc"
         advice.append(f"`bash train_reward_model.sh cohort={wanted}` trains a reward model")
+
+
+def _precision_of(model: RewardModel, advice: list[str]) -> Iterator[str]:
+    """What precision=auto is for each network of ``model``, and why."""
+    device = resolve_device("auto")
+    unmeasured = []
+    for key in model.cards:
+        try:
+            verdict = judge(model.path(key), device)
+        except SeggymError as error:
+            yield f"    {key}: {error}"
+            continue
+        yield f"    {key}: {verdict.precision}, because {verdict.reason}"
+        unmeasured += [key] if verdict.unmeasured else []
+    if unmeasured:
+        advice.append(f"{', '.join(unmeasured)} of {model.folder} would be faster in bf16: {HOW_TO_MEASURE}")
+
+
+def _speed(advice: list[str]) -> Iterator[str]:
+    try:
+        speed = measure_speed()
+    except (SeggymError, OSError) as error:
+        yield f"  not measured: {error}"
+        return
+    yield f"  {ENVIRONMENT}, {NUM_ENVS} at once, {speed.precision}: {speed.steps_per_second:.0f} image-steps per second"
+    yield f"  a bare forward pass of the network takes {speed.network_share:.0%} of the time of a step"
+    if speed.network_share < 0.5:
+        advice.append("the network takes less than half of a step: more environments at once (num_envs) may be faster")
+
+
+def _size(folder: Path) -> str:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return f"{sum(path.stat().st_size for path in files) / 1e6:.1f} MB in {len(files)} files"
 
 
 def _installed(name: str) -> bool:

@@ -1,17 +1,21 @@
 """The ``seggym`` command: exit codes, sentences and files."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from seggym import speed_check
 from seggym.agents.snapshots import save_snapshot
 from seggym.agents.training import TrainSettings, make_model
 from seggym.cli import main
 from seggym.cohorts import acdc
 from seggym.envs import ENVIRONMENTS
+from seggym.reward_models import precision
 from seggym.reward_models.checkpoints import PACKAGED
 
 PHANTOMS = {"cohort_options": {"patients": 6, "test_patients": 2}}
@@ -34,6 +38,11 @@ def test_envs_lists_every_id(capsys):
     assert "uint8 (1, 96, 96)" in out
 
 
+@pytest.fixture(autouse=True)
+def _short_speed_check(monkeypatch):
+    monkeypatch.setattr(speed_check, "SECONDS", 0.02)
+
+
 def test_doctor_says_what_it_found(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("SEGGYM_HOME", str(tmp_path))
     monkeypatch.setenv("SEGGYM_ACDC_ROOT", str(acdc.write_example(tmp_path / "acdc")))
@@ -42,6 +51,10 @@ def test_doctor_says_what_it_found(capsys, monkeypatch, tmp_path):
     for word in ("device:", "precision=auto:", "threads:", "gymnasium", str(tmp_path), "KSpaceSeg-ACDC-v0", "Advice"):
         assert word in out
     assert f"acdc: {tmp_path / 'acdc'}" in out
+    speed = re.search(r"16 at once, fp32: (\d+) image-steps per second\n.* takes (\d+)% of the time of a step", out)
+    assert speed is not None
+    assert int(speed[1]) > 0
+    assert int(speed[2]) > 0
 
 
 def test_doctor_says_which_reward_model_a_name_means(capsys, monkeypatch, tmp_path):
@@ -49,6 +62,45 @@ def test_doctor_says_which_reward_model_a_name_means(capsys, monkeypatch, tmp_pa
     assert "independent; comes with seggym" in run(capsys, "doctor")[1]
     published = shutil.copytree(PACKAGED["phantom"], tmp_path / "reward_models" / "phantom")
     assert f"independent; published in {published}" in run(capsys, "doctor")[1]
+
+
+def test_doctor_says_which_precision_auto_is_and_why(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path))
+    monkeypatch.setattr(precision, "native_precision", lambda device: "bf16")
+    assert re.search(r"full: bf16, because bf16 changes \d+% of 96 greedy choices", run(capsys, "doctor")[1])
+    published = shutil.copytree(PACKAGED["phantom"], tmp_path / "reward_models" / "phantom")
+    (published / "full" / "precision.json").unlink()
+    (published / "fold0" / "precision.json").write_text("{")
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "full: fp32, because there is no record" in out
+    assert f"full of {published} would be faster in bf16: the command that trained" in out
+    assert f"fold0: precision record {published / 'fold0' / 'precision.json'} is not readable JSON" in out
+    assert "fold1: bf16" in out
+    monkeypatch.setattr(precision, "native_precision", lambda device: "fp32")
+    assert "full: fp32, because the cpu has no native bf16" in run(capsys, "doctor")[1]
+
+
+def test_doctor_goes_on_where_the_speed_cannot_be_measured(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path))
+    published = shutil.copytree(PACKAGED["phantom"], tmp_path / "reward_models" / "phantom")
+    (published / "index.json").write_text("{")
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert f"not measured: index of a reward model {published / 'index.json'} is not readable JSON" in out
+    assert "Advice" in out
+
+
+def test_doctor_advises_on_threads(capsys, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4096)
+    assert "more threads than cores" in run(capsys, "doctor")[1]
+
+
+def test_doctor_measures_the_caches(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path))
+    (tmp_path / "cache" / "mine").mkdir(parents=True)
+    (tmp_path / "cache" / "mine" / "entry").write_bytes(bytes(2_500_000))
+    assert "cache of mine: 2.5 MB in 1 files" in run(capsys, "doctor")[1]
 
 
 def test_doctor_names_missing_data(capsys, monkeypatch, tmp_path):

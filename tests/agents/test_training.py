@@ -158,6 +158,7 @@ def test_with_a_network(settings, tmp_path):
     folder = train(replace(settings, env_id="KSpaceSeg-Phantom-v0", env_kwargs=kwargs))
     policy = load_policy(folder)
     assert policy.card["reward_model_hash"] == weights_hash(tmp_path / "net")
+    assert policy.card["env_kwargs"] == {**kwargs, "precision": "fp32"}  # what "auto" is without a record
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert all(0 <= float(row[f"dice_{index}"]) <= 1 for row in rows for index in (1, 2, 3))
 
