@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from seggym.cohorts.cohort import open_cohort
 from seggym.cohorts.splits import split_cohort
@@ -18,6 +19,7 @@ from seggym.kspace.acquisition import Acquisition
 from seggym.reward_models import training
 from seggym.reward_models.checkpoints import open_reward_model, weights_hash
 from seggym.reward_models.fitting import Plan, fit_reward_model
+from seggym.reward_models.networks import build_network
 from seggym.reward_models.slices import prepared_slices
 from seggym.reward_models.training import Recipe, Simulator, train_network
 
@@ -152,13 +154,24 @@ def test_nan_in_training_is_one_sentence(stacks, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_trains_one_network_on_two_processes(tmp_path, phantom_root):
-    """Both processes end with one network, written once, as the command of the documentation runs it."""
+    """Both processes end with the same parameters, and the file holds the buffers of process 0."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29533"]
-    command += ["agents/train_reward_model.py", "cohort=phantom", f"output={tmp_path}/model", "folds=0"]
+    command += ["tests/reward_models/keep_ranks.py", str(tmp_path)]
+    command += ["cohort=phantom", f"output={tmp_path}/model", "folds=0"]
     command += ["independent=null", "reward_model=unet_small", "training.iterations=4", "training.batch_size=2"]
-    command += ["+cohort.options.patients=6", "+cohort.options.test_patients=1", "training.validate_every=2"]
+    # One validation, at the end, so that what is saved is what the processes ended with.
+    command += ["+cohort.options.patients=6", "+cohort.options.test_patients=1", "training.validate_every=4"]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     card = json.loads((tmp_path / "model" / "full" / "model.json").read_text())
     assert card["metrics"]["iterations"] == 4
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    parameters = [name for name, _ in build_network(card["architecture"], 4, **card["options"]).named_parameters()]
+    for part in ("network", "averaged"):
+        assert all(torch.equal(first[part][name], second[part][name]) for name in parameters)
+        # Each process normalises its own batch, so the running means tell the two apart.
+        assert not all(torch.equal(value, second[part][name]) for name, value in first[part].items())
+    saved = load_file(tmp_path / "model" / "full" / "model.safetensors")
+    assert set(saved) == set(first["averaged"])
+    assert all(torch.equal(value, saved[name]) for name, value in first["averaged"].items())
