@@ -8,7 +8,6 @@ water is dark, the black boundary that a balanced steady-state cine shows around
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 Field = NDArray[np.floating]
@@ -44,13 +43,16 @@ def coloured_noise(
 
     Wavelengths (in pixels) above ``longest`` are flattened and those below ``shortest`` removed.
     """
-    spectrum = scipy.fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
-    rows = scipy.fft.fftfreq(shape[1])[:, None]
-    columns = scipy.fft.rfftfreq(shape[2])[None, :]
+    # Imported here, because it takes 0.2 s and phantoms that lie on disk need none of it.
+    from scipy import fft
+
+    spectrum = fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
+    rows = fft.fftfreq(shape[1])[:, None]
+    columns = fft.rfftfreq(shape[2])[None, :]
     frequency = np.hypot(rows, columns)
     gain = np.maximum(frequency, 1 / longest) ** -exponent * np.exp(-((frequency * shortest / 1.4) ** 4))
     gain[0, 0] = 0
-    noise = scipy.fft.irfft2(spectrum * gain.astype(np.float32), s=shape[1:])
+    noise = fft.irfft2(spectrum * gain.astype(np.float32), s=shape[1:])
     return noise / noise.std(axis=(1, 2), keepdims=True)
 
 

@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from PIL import Image
 
 from seggym.errors import SeggymError
@@ -30,7 +27,7 @@ SUFFIXES = (*NIFTI, *PICTURES, ".npy")
 NOMINAL_SPACING = (1.0, 1.0, 1.0)  # (z, y, x) in mm, for the formats that state none
 
 # What the libraries raise on a truncated, damaged or foreign file.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, SyntaxError, zlib.error, ImageFileError, HeaderDataError)
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, SyntaxError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -151,6 +148,8 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
 
 def write_nifti(path: Path, values: np.ndarray, spacing: tuple[float, float, float]) -> None:
     """Write ``values`` (Z, Y, X) as NIfTI (X, Y, Z) with ``spacing`` (z, y, x) in mm on the diagonal of the affine."""
+    import nibabel as nib
+
     image = nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), np.diag([*spacing[::-1], 1.0]))
     image.header.set_xyzt_units("mm")
     write_atomic(path, lambda temporary: nib.save(image, temporary))
@@ -162,7 +161,16 @@ def write_png(path: Path, values: np.ndarray) -> None:
 
 
 def _open_nifti(path: Path) -> Any:
-    return nib.load(path)  # typed as an image without voxels, which a NIfTI never is
+    """The image in ``path``; its faults are :class:`ValueError`, whatever nibabel calls them."""
+    # Imported where a file is read or written: it takes 0.2 s, and an environment on cached slices reads none.
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        return nib.load(path)
+    except (ImageFileError, HeaderDataError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
