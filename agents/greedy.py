@@ -92,8 +92,9 @@ def population_greedy(engine: KSpaceEngine, length: int, window: int = WINDOW, p
         near = [line for line in candidates if abs(line - engine.acquisition.dc) <= window]
         if not near:
             break
-        means = [try_lines(engine, every, torch.full_like(every, line)).mean().item() for line in near]
-        found.append(near[int(np.argmax(means))])
+        lines = torch.tensor(near, device=engine.device).repeat_interleave(len(every))
+        means = try_lines(engine, every.repeat(len(near)), lines).view(len(near), -1).mean(1)
+        found.append(near[int(means.argmax())])
         engine.step(torch.full_like(every, found[-1]))
     first = [*orders.initial_block(engine.num_lines, engine.acquisition.initial_lines).tolist(), *found]
     return np.asarray(first + [line for line in orders.centre_out(engine.num_lines).tolist() if line not in first])

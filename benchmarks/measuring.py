@@ -1,0 +1,261 @@
+"""Measuring one environment in one process: time per image-step, the bare network beside it, parts, and memory."""
+
+import gc
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from reference import ReferenceUNet, Straightforward
+
+import seggym  # noqa: F401  registers the ids
+from seggym.envs import ENVIRONMENTS
+from seggym.envs.kspace import engine as engine_module
+from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.environment import KSpaceVectorEnv
+from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.envs.kspace.sources import choose_patients, load_cohort
+from seggym.errors import SeggymError
+from seggym.files import write_json
+from seggym.reward_models.frozen import FrozenNetwork, normalise, resolve_device
+from seggym.reward_models.slices import prepared_slices
+
+BUDGET = 12
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """An environment to measure; with ``reference_network`` it is scored by an untrained :class:`ReferenceUNet`."""
+
+    env_id: str
+    num_envs: int
+    device: str = "cpu"
+    precision: str = "fp32"
+    output: str = "numpy"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    reference_network: bool = False
+    straightforward: bool = False
+    seconds: float = 3.0
+
+
+class Clock:
+    """Processor and wall time of what happens inside, the GPU's work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.cpu, self.wall = device, 0.0, 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Add the time of this block."""
+        self._wait()
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self._wait()
+        self.cpu += time.process_time() - cpu
+        self.wall += time.perf_counter() - wall
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measured(path: Path, name: str, case: Case) -> dict[str, Any] | None:
+    """The figures of ``case``, from ``path`` where it has been measured before, else from a fresh process.
+
+    None where it cannot be built on this machine, which is said.
+    """
+    if path.is_file():
+        return json.loads(path.read_text())
+    command = [sys.executable, __file__, json.dumps(asdict(case))]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        print(f"{name}, N={case.num_envs}: {process.stderr.strip().splitlines()[-1]}", flush=True)
+        return None
+    result = {"name": name, **json.loads(process.stdout.splitlines()[-1])}
+    write_json(path, result)
+    return result
+
+
+def make_env(case: Case) -> tuple[KSpaceVectorEnv, ReferenceUNet | None]:
+    """The environment of ``case``, and its network where that is the reference one."""
+    kwargs = {**ENVIRONMENTS[case.env_id][2], "budget": BUDGET, "device": case.device, **case.kwargs}
+    if not case.reference_network:
+        env = KSpaceVectorEnv(
+            case.num_envs, autoreset_mode="SameStep", output=case.output, precision=case.precision, **kwargs
+        )
+        return env, None
+    settings = KSpaceSettings(**{**kwargs, "reward_model": "reference"})
+    cohort, split = load_cohort(settings)
+    stack = prepared_slices(cohort, choose_patients(cohort, split, settings), settings.scan)
+    device = resolve_device(case.device)
+    torch.manual_seed(0)
+    network = ReferenceUNet(stack.num_classes).eval()
+    frozen = FrozenNetwork(network, device, case.precision, max_batch=settings.micro_batch)
+    engine = KSpaceEngine(stack, settings, case.num_envs, networks=[frozen], device=device)
+    return KSpaceVectorEnv(case.num_envs, autoreset_mode="SameStep", output=case.output, engine=engine), network
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Figures of ``case``; times per image are in microseconds, of processor time unless the name says wall."""
+    torch.set_num_threads(1)
+    before = _peak_memory(None)
+    env, network = make_env(case)
+    engine, device = env.engine, env.engine.device
+    rng = np.random.default_rng(0)
+    env.reset(seed=0)
+    # The library prepares its kernels when it first meets a batch size, and the last batch may have any.
+    for network in engine.networks:
+        for size in range(1, min(engine.micro_batch, case.num_envs) + 1):
+            network(engine.magnitude[:size])
+    env.step(_legal(env, rng))
+    bare_pass(engine)()
+
+    steps, resets, forward = Clock(device), Clock(device), Clock(device)
+    images, begun = 0, 0
+    deadline = time.perf_counter() + case.seconds
+    while images == 0 or time.perf_counter() < deadline:
+        with resets.running():
+            env.reset()
+        begun += case.num_envs
+        bare = bare_pass(engine)
+        # The last step of an episode resets by itself, and is left out.
+        for _ in range(BUDGET - 1):
+            actions = _legal(env, rng)
+            with steps.running():
+                env.step(actions)
+            with forward.running():
+                bare()
+            images += case.num_envs
+            if time.perf_counter() > deadline:
+                break
+    step, floor = 1e6 * steps.cpu / images, 1e6 * forward.cpu / images
+    step_wall, floor_wall = 1e6 * steps.wall / images, 1e6 * forward.wall / images
+    reset = 1e6 * resets.cpu / begun
+    result: dict[str, Any] = {
+        "case": vars(case),
+        "precision": engine.networks[0].precision if engine.networks else "none",  # type: ignore[attr-defined]
+        "image_steps": images,
+        "step_us": step,
+        "step_wall_us": step_wall,
+        "forward_us": floor,
+        "forward_wall_us": floor_wall,
+        "overhead_us": step - floor,
+        "overhead_wall_us": step_wall - floor_wall,
+        "ratio": step / floor if floor else None,
+        "wall_ratio": step_wall / floor_wall if floor_wall else None,
+        "reset_us": reset,
+        "image_steps_per_cpu_s": 1e6 / step,
+        "image_steps_per_s": 1e6 / step_wall,
+        "image_steps_per_cpu_s_with_resets": 1e6 / (step + reset / BUDGET),
+        "peak_mib": (_peak_memory(device) - (before if device.type == "cpu" else 0)) / _MIB,
+        "state_mib_per_env": _state_bytes(engine) / _MIB / case.num_envs,
+    }
+    result["parts"] = _parts(env, rng)
+    if case.straightforward:
+        result["straightforward_us"] = _straightforward(engine, network, rng, case.seconds)
+        result["speedup"] = result["straightforward_us"] / step
+    return result
+
+
+def bare_pass(engine: KSpaceEngine) -> Callable[[], None]:
+    """One forward pass of the networks over as many images as a step has, in the same batches, and nothing else."""
+    inputs = []
+    for network, rows in engine._by_network(slice(None)):
+        if not isinstance(network, FrozenNetwork):
+            continue
+        images = engine.magnitude[rows]
+        for part in images.split(engine.micro_batch):
+            x = normalise(part).to(network.dtype).contiguous(memory_format=torch.channels_last)
+            inputs.append((network, x))
+
+    def run() -> None:
+        with torch.inference_mode():
+            for network, x in inputs:
+                network.network(x)
+
+    return run
+
+
+def _legal(env: KSpaceVectorEnv, rng: np.random.Generator) -> np.ndarray:
+    masks = env.action_masks()
+    return np.where(masks, rng.random(masks.shape), -1).argmax(1)
+
+
+def _parts(env: KSpaceVectorEnv, rng: np.random.Generator) -> dict[str, float]:
+    """Share of a step's processor time per part: a second, instrumented pass."""
+    engine, device = env.engine, env.engine.device
+    clocks = {name: Clock(device) for name in ("acquire", "reconstruct", "network", "metrics")}
+    whole = Clock(device)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            with clocks[name].running():
+                return function(*arguments, **named)
+
+        return run
+
+    kept = engine_module.quality, engine_module.summarise, list(engine.networks)
+    engine._add = timed("acquire", engine._add)  # type: ignore[method-assign]
+    engine._refresh_magnitude = timed("reconstruct", engine._refresh_magnitude)  # type: ignore[method-assign]
+    engine_module.quality = timed("metrics", engine_module.quality)
+    engine_module.summarise = timed("metrics", engine_module.summarise)
+    engine.networks[:] = [timed("network", network) for network in kept[2]]
+    env.reset()
+    for clock in clocks.values():
+        clock.cpu = 0.0
+    for _ in range(min(BUDGET - 1, 1 + 512 // env.num_envs)):
+        actions = _legal(env, rng)
+        with whole.running():
+            env.step(actions)
+    engine_module.quality, engine_module.summarise, engine.networks[:] = kept
+    del engine._add, engine._refresh_magnitude  # the class's own are seen again
+    shares = {name: clock.cpu / whole.cpu for name, clock in clocks.items()}
+    return {**shares, "border": 1 - sum(shares.values())}
+
+
+def _straightforward(
+    engine: KSpaceEngine, network: ReferenceUNet | None, rng: np.random.Generator, seconds: float
+) -> float:
+    plain, clock, images = Straightforward(engine, network), Clock(engine.device), 0
+    plain.step(torch.from_numpy(rng.integers(engine.num_lines, size=engine.num_envs)))
+    deadline = time.perf_counter() + seconds
+    while images == 0 or time.perf_counter() < deadline:
+        lines = torch.from_numpy(rng.integers(engine.num_lines, size=engine.num_envs))
+        with clock.running():
+            plain.step(lines)
+        images += engine.num_envs
+    return 1e6 * clock.cpu / images
+
+
+def _peak_memory(device: torch.device | None) -> float:
+    """Bytes: the largest resident size of this process, or the largest allocation on a GPU."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    gc.collect()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def _state_bytes(engine: KSpaceEngine) -> int:
+    """What the running episodes hold."""
+    records = [vars(engine), *(vars(part) for part in (engine.segmentation,) if part is not None)]
+    if engine.truth is not None:
+        records += [vars(part) for part in vars(engine.truth).values() if part is not None]
+    tensors = [value for record in records for value in record.values() if isinstance(value, torch.Tensor)]
+    return sum(x.element_size() * x.numel() for x in tensors if x.ndim and len(x) == engine.num_envs)
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))
+    except SeggymError as error:
+        sys.exit(str(error))
