@@ -155,7 +155,7 @@ BASELINES: dict[str, Callable[[TuningGround], Policy]] = {
     "partial_fourier": _partial_fourier,
     "energy_following": lambda ground: EnergyFollowing(),
     "population_greedy": _population_greedy,
-    "one_step_greedy": lambda ground: greedy.OneStepGreedy(ground.window),
+    "one_step_greedy": lambda ground: greedy.OneStepGreedy(ground.window, ground.progress),
 }
 
 

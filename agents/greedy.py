@@ -40,14 +40,15 @@ class OneStepGreedy(Baseline):
     """Measures the line that brings the largest gain in quality, by the environment's own network and the labels.
 
     A privileged reference and not an upper bound: greedy is myopic, and what it maximises is one network's score.
-    Only lines within ``window`` of DC are tried; where all are measured, the one nearest to DC follows.
+    Only lines within ``window`` of DC are tried; where all are measured, the one nearest to DC follows. A step tries
+    them all, which takes long with a large network: ``progress`` shows a bar for each.
     """
 
     privileged = True
 
-    def __init__(self, window: int = WINDOW) -> None:
+    def __init__(self, window: int = WINDOW, progress: bool = False) -> None:
         super().__init__("one_step_greedy")
-        self.window = window
+        self.window, self.progress = window, progress
         self.identity = {"window": window, "version": SEARCH_VERSION}
 
     def act(self, engine: KSpaceEngine, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,8 @@ class OneStepGreedy(Baseline):
         slots, lines = tried.nonzero(as_tuple=True)
         gains = torch.full(tried.shape, -torch.inf, dtype=engine.dtype, device=legal.device)
         if len(slots):
-            gains[slots, lines] = try_lines(engine, slots, lines).to(engine.dtype)
+            title = "one-step greedy: lines of a step" if self.progress else None
+            gains[slots, lines] = try_lines(engine, slots, lines, title)
         fallback = near[legal[:, near].byte().argmax(1)]
         # Ties go to the line nearer to DC.
         return torch.where(tried.any(1), near[gains[:, near].argmax(1)], fallback)

@@ -5,8 +5,9 @@ import math
 
 import torch
 
-# Distance of the coils from the centre, in halves of the field of view: outside of the object, near enough to differ.
-_RADIUS = 1.5
+# Distance of the coils from the centre, in halves of the field of view, whose corners are 1.41 away: outside of the
+# object, near enough to differ.
+_RADIUS = 2.0
 
 
 @functools.lru_cache(maxsize=8)

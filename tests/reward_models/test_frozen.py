@@ -19,7 +19,7 @@ from seggym.reward_models.frozen import (
     resolve_device,
     resolve_precision,
 )
-from seggym.reward_models.inference import fold_batch_norm, for_inference
+from seggym.reward_models.inference import fold_batch_norm
 from seggym.reward_models.networks import ARCHITECTURES, build_network
 
 SMALL = {"unet": [4, 6, 8], "unetpp": [4, 4, 6, 8, 10, 4], "unext": [4, 6, 8, 10, 15]}
