@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def fit_reward_model(
         "acquisition": acquisition.as_dict(),
     }
     path = folder / INDEX
-    if path.exists() and read_json(path, "index of a reward model") != index:
+    if path.exists() and _completed(read_json(path, "index of a reward model")) != index:
         raise SeggymError(
             f"{path} describes a reward model of other data, another split, other folds or another acquisition: remove "
             f"{folder}, or choose another output folder"
@@ -75,6 +76,13 @@ def fit_reward_model(
         _fit_member(folder / name, cohort, patients, split, acquisition, recipe, device)
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
             _vouch_for_bf16(folder / name, cohort, split, acquisition, device)
+
+
+def _completed(index: Any) -> Any:
+    """``index`` with the defaults of what the acquisition had no name for when it was written."""
+    if isinstance(index, dict) and isinstance(index.get("acquisition"), dict):
+        return {**index, "acquisition": {**Acquisition().as_dict(), **index["acquisition"]}}
+    return index
 
 
 def _fit_member(

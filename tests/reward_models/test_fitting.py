@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from seggym.cohorts.cohort import open_cohort
 from seggym.cohorts.splits import split_cohort
 from seggym.errors import SeggymError
+from seggym.files import read_json, write_json
 from seggym.kspace.acquisition import Acquisition
 from seggym.reward_models import training
 from seggym.reward_models.checkpoints import open_reward_model, weights_hash
@@ -130,8 +131,12 @@ def test_cross_fitting_keeps_patients_apart(cohort, tmp_path):
     assert {model.network_for(patient, cohort.name) for patient in (*split.val, *split.test)} == {"full"}
     assert set(model.cards["full"].metrics["test"]) == {"1", "2", "4", "8", "16"}
 
-    # A second call finds everything done and changes nothing; other data are refused.
+    # A second call finds everything done and changes nothing, also where the index is older than a field of the
+    # acquisition; other data are refused.
     before = [weights_hash(tmp_path / name) for name in model.cards]
+    index = read_json(tmp_path / "index.json", "index")
+    del index["acquisition"]["coils"]
+    write_json(tmp_path / "index.json", index)
     fit_reward_model(tmp_path, cohort, split, scan, plan, CPU)
     assert before == [weights_hash(tmp_path / name) for name in model.cards]
     with pytest.raises(SeggymError, match="other data"):
