@@ -148,46 +148,28 @@ def _proportional_table(rows: Sequence[int], columns: Sequence[int], rng: np.ran
     """Integers with the given row and column sums, each its proportional share rounded up or down.
 
     Such a table always exists (Bacharach, Management Science 1966). Which shares are rounded up is a transport problem
-    with integer corners; the larger remainders are preferred and ``rng`` breaks the ties.
+    whose linear programme has integer corners; the larger remainders are preferred and ``rng`` breaks the ties.
     """
+    from scipy.optimize import linprog  # half a second to import, which only those who make a split should pay
+
     total = sum(rows)
     if total == 0:
         return np.zeros((len(rows), len(columns)), int)
     product = np.outer(rows, columns)
     table, remainder = product // total, product % total
     preference = remainder / total + 1e-3 * rng.random(table.shape)
-    preference[remainder == 0] = -np.inf
-    return table + _choose_cells(preference, rows - table.sum(1), columns - table.sum(0))
-
-
-def _choose_cells(preference: np.ndarray, in_row: np.ndarray, in_column: np.ndarray) -> np.ndarray:
-    """Cells (R, C), 0 or 1, of greatest total ``preference`` with the given row and column sums; -inf is never chosen.
-
-    Successive best augmenting paths, each found by Bellman-Ford; exact, and the result that ``scipy.optimize.linprog``
-    has, whose import takes longer than everything else that opens a cohort.
-    """
-    chosen = np.zeros(preference.shape, bool)
-    for _ in range(int(in_row.sum())):
-        # Gain of the best path from a row that lacks a cell: to a column by choosing one, to a row by giving one up.
-        row_gain = np.where(chosen.sum(1) < in_row, 0.0, -np.inf)
-        row_from = np.full(len(in_row), -1)
-        while True:
-            by_choosing = row_gain[:, None] + np.where(chosen, -np.inf, preference)
-            column_gain, column_from = by_choosing.max(0), by_choosing.argmax(0)
-            by_giving_up = column_gain - np.where(chosen, preference, np.inf)
-            # More than rounding errors, which would make paths run in circles.
-            better = by_giving_up.max(1) > row_gain + 1e-12
-            if not better.any():
-                break
-            row_gain[better], row_from[better] = by_giving_up.max(1)[better], by_giving_up.argmax(1)[better]
-        column = int(np.where(chosen.sum(0) < in_column, column_gain, -np.inf).argmax())
-        while column >= 0:
-            row = int(column_from[column])
-            chosen[row, column] = True
-            column = int(row_from[row])
-            if column >= 0:
-                chosen[row, column] = False
-    return chosen.astype(int)
+    row_sums = np.kron(np.eye(len(rows)), np.ones(len(columns)))
+    column_sums = np.kron(np.ones(len(rows)), np.eye(len(columns)))
+    missing = np.concatenate([rows - table.sum(1), columns - table.sum(0)])
+    upper = (remainder > 0).astype(float).ravel()
+    result = linprog(
+        -preference.ravel(),
+        A_eq=np.vstack([row_sums, column_sums]),
+        b_eq=missing,
+        bounds=np.stack([np.zeros_like(upper), upper], axis=1),
+        method="highs-ds",
+    )
+    return table + np.rint(result.x).astype(int).reshape(table.shape)
 
 
 def _valid_fractions(fractions: Sequence[float]) -> list[float]:

@@ -115,15 +115,14 @@ class FrozenNetwork:
         return (output.to(mean.dtype) * scale + mean).clamp_min(0)
 
     def _exact(self) -> contextlib.AbstractContextManager[None]:
-        """Where fp32 is asked for on a GPU, fp32 is computed: cuDNN would round the factors to TF32, of 10 bits."""
-        if self.device.type != "cuda" or self.dtype == torch.bfloat16:
+        """cuDNN as a seed needs it on a GPU: the same algorithm in every run, and fp32 where fp32 is asked for.
+
+        By itself it would round the factors of fp32 to TF32, of 10 bits, and with ``benchmark`` choose its algorithms
+        by what happened to be fastest.
+        """
+        if self.device.type != "cuda":
             return contextlib.nullcontext()
-        return torch.backends.cudnn.flags(
-            enabled=torch.backends.cudnn.enabled,
-            benchmark=torch.backends.cudnn.benchmark,
-            deterministic=torch.backends.cudnn.deterministic,
-            allow_tf32=False,
-        )
+        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
     def _forward(self, magnitude: torch.Tensor) -> Prediction:
         with torch.inference_mode(), self._exact():

@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_erosion
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from seggym.errors import SeggymError
@@ -199,12 +197,16 @@ def surface_distances(
 def _directed_distances(prediction: Tensor, truth: Tensor, spacing: list[float]) -> tuple[Tensor, Tensor]:
     """Distance of each surface point of either mask to the nearest of the other; neither mask is empty."""
     first, second = (_surface_points(mask.cpu().numpy() > 0) * np.asarray(spacing) for mask in (prediction, truth))
+    from scipy.spatial import KDTree  # an environment does without, and should not wait for it to be imported
+
     distances = KDTree(second).query(first)[0], KDTree(first).query(second)[0]
     return torch.from_numpy(distances[0]).float(), torch.from_numpy(distances[1]).float()
 
 
 def _surface_points(mask: np.ndarray) -> np.ndarray:
     """Indices (P, axes) of the pixels of ``mask`` that touch something outside it, or the border, along an axis."""
+    from scipy.ndimage import binary_erosion
+
     corners = [(int(used.min()), int(used.max()) + 1) for used in np.nonzero(mask)]
     inside = mask[tuple(slice(*corner) for corner in corners)]
     return np.argwhere(inside & ~binary_erosion(inside)) + [first for first, _ in corners]

@@ -7,15 +7,12 @@ import subprocess
 import sys
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from seggym.cohorts.splits import (
     Split,
-    _choose_cells,
     cross_validation,
     largest_remainder,
     load_split,
@@ -153,24 +150,3 @@ def test_a_wrong_split_file_is_refused(tmp_path, content, sentence):
 def test_impossible_requests_are_refused(call):
     with pytest.raises(SeggymError, match="expected"):
         call()
-
-
-def test_cells_chosen_are_the_best_there_are():
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        rows, columns = rng.integers(1, 12), rng.integers(2, 8)
-        some = rng.random((rows, columns)) < 0.6
-        preference = np.where(rng.random((rows, columns)) < 0.9, rng.random((rows, columns)), -np.inf)
-        some &= np.isfinite(preference)
-        chosen = _choose_cells(preference, some.sum(1), some.sum(0))
-        assert set(np.unique(chosen)) <= {0, 1}
-        np.testing.assert_array_equal(chosen.sum(1), some.sum(1))
-        np.testing.assert_array_equal(chosen.sum(0), some.sum(0))
-        best = linprog(
-            -np.where(np.isfinite(preference), preference, 0).ravel(),
-            A_eq=np.vstack([np.kron(np.eye(rows), np.ones(columns)), np.kron(np.ones(rows), np.eye(columns))]),
-            b_eq=np.concatenate([some.sum(1), some.sum(0)]),
-            bounds=np.stack([np.zeros(preference.size), np.isfinite(preference).ravel()], axis=1),
-            method="highs-ds",
-        )
-        assert preference[chosen == 1].sum() == pytest.approx(-best.fun, abs=1e-6)
