@@ -1,9 +1,10 @@
 """How fast the environments are, and what of it is the network's forward pass.
 
 ``python benchmarks/env_throughput.py --out runs/throughput`` measures every id that this machine can build, each in a
-process of its own (for its peak memory), beside the bare forward pass of the same networks; the two rows that begin
-with ``reference`` are scans of 160 lines shown at 128 x 128, by exact SSIM and by a U-Net of 16-32-64-128 channels, each
-also against the straightforward implementation. What has been measured is kept in the folder and not measured again.
+process of its own (for its peak memory), beside the bare forward pass of the same networks. The two rows that begin
+with ``reference`` are scans of 160 lines shown at 128 x 128, scored by exact SSIM and by a U-Net of 16-32-64-128
+channels, each also against the straightforward implementation. What has been measured is kept in the folder and not
+measured again.
 """
 
 import argparse
