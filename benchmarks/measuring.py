@@ -113,9 +113,9 @@ def measure(case: Case) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     env.reset(seed=0)
     # The library prepares its kernels when it first meets a batch size, and the last batch may have any.
-    for network in engine.networks:
+    for frozen in engine.networks:
         for size in range(1, min(engine.micro_batch, case.num_envs) + 1):
-            network(engine.magnitude[:size])
+            frozen(engine.magnitude[:size])
     env.step(_legal(env, rng))
     bare_pass(engine)()
 

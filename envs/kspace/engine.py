@@ -228,8 +228,7 @@ class KSpaceEngine:
     def _add(self, line: torch.Tensor, measuring: torch.Tensor) -> None:
         """Add line ``line`` int64 (N,) to the images of the scans that are ``measuring`` bool (N,)."""
         signal = self.signal_of(self._every, line) * measuring[:, None, None]
-        for part in pieces(slice(0, self.num_envs), self._piece):
-            simulation.add_lines(self.planes[part], signal[part], self.line_phases[line[part]])
+        simulation.add_lines(self.planes, signal, self.line_phases[line], self._piece)
 
     def signal_of(self, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
         """Line ``lines[i]`` of scan ``slots[i]`` as its coils measure it, at the rows of the crop: complex (B, J, C)."""
@@ -280,7 +279,7 @@ class KSpaceEngine:
     def observe(self) -> dict[str, torch.Tensor]:
         """The parts of the observation, fresh tensors with a leading axis N."""
         makers = {
-            "image": lambda: self._each(self._image_uint8),
+            "image": lambda: self._each(self._image_of_255, torch.uint8),
             "acquired": lambda: self.acquired.to(torch.int8),
             # A constant scale, so that the space does not change with the budget.
             "budget": lambda: (self.remaining / self.num_lines).to(torch.float32)[:, None],
@@ -294,20 +293,27 @@ class KSpaceEngine:
         }
         return {part: makers[part]() for part in self.settings.observation}
 
-    def _each(self, make: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-        """``make`` of all scans, a few at a time."""
-        return torch.cat([make(part) for part in pieces(slice(0, self.num_envs), self._piece)])
+    def _each(self, make: Callable[[slice], torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """``make`` of all scans, a few at a time, as ``dtype``."""
+        joined: torch.Tensor | None = None
+        for part in pieces(slice(0, self.num_envs), self._piece):
+            made = make(part)
+            if joined is None:
+                joined = torch.empty(self.num_envs, *made.shape[1:], dtype=dtype, device=self.device)
+            joined[part] = made
+        assert joined is not None
+        return joined
 
     def _seen(self, part: str) -> torch.Tensor:
         return getattr(self.segmentation, part).clone()
 
-    def _image_float(self, rows: slice) -> torch.Tensor:
+    def _image_float(self, rows: slice, white: float = 1.0) -> torch.Tensor:
         magnitude = self.magnitude[rows]
         mean = magnitude.mean((1, 2), keepdim=True)
-        return (magnitude / torch.where(mean > 0, _WHITE * mean, 1)).to(torch.float32)[:, None]
+        return (magnitude * torch.where(mean > 0, white / (_WHITE * mean), 1))[:, None]
 
-    def _image_uint8(self, rows: slice) -> torch.Tensor:
-        return self._image_float(rows).mul_(255).clamp_(max=255).round_().to(torch.uint8)
+    def _image_of_255(self, rows: slice) -> torch.Tensor:
+        return self._image_float(rows, 255.0).clamp_(max=255).round_()
 
     def _energy(self) -> torch.Tensor:
         """Energy of each measured line on a log scale, float32 (N, M): 1 is the strongest, 0 a millionth or less."""
@@ -321,7 +327,7 @@ class KSpaceEngine:
         measured = simulation.fftc(self.hybrid(rows) * acquired[:, None, None, :], (-2,))
         samples = acquired.sum(1) * self.num_lines * self.acquisition.coils
         scale = (measured.abs().square().sum((1, 2, 3)) / samples).sqrt().clamp_min(1e-30)
-        return simulation.to_planes(measured / scale[:, None, None, None]).flatten(1, 2).to(torch.float32)
+        return simulation.to_planes(measured / scale[:, None, None, None]).flatten(1, 2)
 
     def dice(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Hard Dice per foreground class (N, K - 1), NaN where absent, and pixels predicted for absent classes."""
