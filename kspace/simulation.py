@@ -28,17 +28,17 @@ def smooth_phase(keys: torch.Tensor, amplitude: torch.Tensor, echo_shift: torch.
     draws = uniform(keys, PHASE_STREAM, 4 * _PHASE_MODES, -1.0, 1.0).to(amplitude.dtype)
     weight, row_frequency, column_frequency, offset = draws.view(-1, 4, _PHASE_MODES).unbind(1)
     position = (torch.arange(size, device=keys.device, dtype=amplitude.dtype) - size // 2) / size
-    waves = torch.zeros(len(keys), size, size, device=keys.device, dtype=amplitude.dtype)
-    for mode in range(_PHASE_MODES):
-        row_angle = torch.pi * (2 * row_frequency[:, mode, None] * position + offset[:, mode, None])
-        column_angle = 2 * torch.pi * column_frequency[:, mode, None] * position
-        strength = (0.75 + 0.25 * weight[:, mode])[:, None]
-        # cos(a + b) from outer products: trigonometric functions of 2 x size instead of size x size arguments.
-        waves += (strength * row_angle.cos())[:, :, None] * column_angle.cos()[:, None, :]
-        waves -= (strength * row_angle.sin())[:, :, None] * column_angle.sin()[:, None, :]
-    low, high = waves.amin((-2, -1), keepdim=True), waves.amax((-2, -1), keepdim=True)
-    phase = (waves - (low + high) / 2) * (2 * amplitude[:, None, None] / (high - low))
-    return phase + 2 * torch.pi * echo_shift[:, None, None] * position
+    row_angle = torch.pi * (2 * row_frequency[..., None] * position + offset[..., None])
+    column_angle = 2 * torch.pi * column_frequency[..., None] * position
+    strength = (0.75 + 0.25 * weight)[..., None]
+    # cos(a + b) = cos a cos b - sin a sin b, summed over the modes as one product of matrices: trigonometric functions
+    # of 2 x size instead of size x size arguments.
+    rows = torch.cat([strength * row_angle.cos(), -strength * row_angle.sin()], 1)
+    columns = torch.cat([column_angle.cos(), column_angle.sin()], 1)
+    phase = rows.transpose(1, 2) @ columns
+    low, high = (bound[:, None, None] for bound in torch.aminmax(phase.flatten(1), dim=1))
+    phase.sub_((low + high) / 2).mul_(2 * amplitude[:, None, None] / (high - low))
+    return phase.add_(2 * torch.pi * echo_shift[:, None, None] * position)
 
 
 def encode(
@@ -50,8 +50,10 @@ def encode(
     image = polar(stack.images[indices].to(dtype), phase)[:, None]
     if acquisition.coils > 1:
         image = image * birdcage(acquisition.coils, grid).to(image)
-    kspace = centre_crop(fftc(image, (-2, -1)), matrix, (-2, -1))
-    return ifftc(kspace, (-2,)) * (matrix / grid)
+    # Phase encoding first: readouts need to be transformed for the lines of the matrix only.
+    lines = centre_crop(fftc(image, (-1,)), matrix, (-1,))
+    kspace = centre_crop(fftc(lines, (-2,)), matrix, (-2,))
+    return ifftc(kspace, (-2,)).mul_(matrix / grid)
 
 
 def thermal_noise(
