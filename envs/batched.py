@@ -12,7 +12,7 @@ Rows = torch.Tensor | slice
 def pieces(rows: torch.Tensor | slice, size: int) -> Iterator[Any]:
     """``rows``, indices or a slice from start to stop, in pieces of at most ``size``."""
     if isinstance(rows, torch.Tensor):
-        yield from rows.split(size)
+        yield from rows.split(size) if len(rows) else ()
         return
     for start in range(rows.start, rows.stop, size):
         yield slice(start, min(start + size, rows.stop))

@@ -78,24 +78,27 @@ def line_phases(acquisition: Acquisition, dtype: torch.dtype, device: torch.devi
     return centre_crop(ifftc(unit, (-1,)), acquisition.crop, (-1,)).contiguous()
 
 
-def add_lines(planes: torch.Tensor, signal: torch.Tensor, phases: torch.Tensor, at_a_time: int) -> None:
-    """Add one line per scan to its images in place: rank-1 updates in real numbers.
+def line_factors(signal: torch.Tensor, phases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors that :func:`add_lines` multiplies, float (B, J * 2 * C, 2) and (B, 2, C).
 
-    planes float (B, J, 2, C, C): real and imaginary part of each coil's image; signal complex (B, J, C): the line as
-    each coil measured it, at the rows of the crop, zero to add nothing; phases complex (B, C): its row of
-    :func:`line_phases`. Real and imaginary parts lie apart, because a processor takes the magnitude of complex numbers
-    half as fast. No matrix product is used: a GPU may be told to round the factors of one to 10 bits (TF32).
-    ``at_a_time`` scans are updated together, which changes nothing but the speed.
+    signal complex (B, J, C): the line as each coil measured it, at the rows of the crop, zero to add nothing; phases
+    complex (B, C): its row of :func:`line_phases`.
     """
-    batch, coils, _, rows, columns = planes.shape
     real, imaginary = signal.real, signal.imag
     # (a + bi)(c + di): the real plane gets a c - b d, the imaginary one b c + a d.
     left = torch.stack([torch.stack([real, -imaginary], -1), torch.stack([imaginary, real], -1)], 2)
-    left = left.view(batch, coils * 2 * rows, 2)
-    stacked, right = planes.view(batch, coils * 2 * rows, columns), phases[:, None]
-    for start in range(0, batch, at_a_time):
-        part = slice(start, start + at_a_time)
-        stacked[part].addcmul_(left[part, :, :1], right[part].real).addcmul_(left[part, :, 1:], right[part].imag)
+    return left.flatten(1, 3), torch.view_as_real(phases).transpose(1, 2).contiguous()
+
+
+def add_lines(planes: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add one line per scan to its images in place: rank-1 updates in real numbers.
+
+    planes float (B, J, 2, C, C): real and imaginary part of each coil's image; the rest from :func:`line_factors`.
+    The parts lie apart, because a processor takes the magnitude of complex numbers half as fast. No matrix product is
+    used: a GPU may be told to round the factors of one to 10 bits (TF32).
+    """
+    rows = planes.view(len(planes), -1, planes.shape[-1])
+    rows.addcmul_(left[..., :1], right[:, :1]).addcmul_(left[..., 1:], right[:, 1:])
 
 
 def to_planes(images: torch.Tensor) -> torch.Tensor:
@@ -103,9 +106,13 @@ def to_planes(images: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(images).movedim(-1, 2).contiguous()
 
 
-def root_sum_of_squares(planes: torch.Tensor) -> torch.Tensor:
-    """The magnitude image of all coils: float (B, C, C) from planes (B, J, 2, C, C)."""
-    return planes.square().flatten(1, 2).sum(1).sqrt_()
+def root_sum_of_squares(planes: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The magnitude image of all coils: float (B, C, C) from planes (B, J, 2, C, C); into ``out`` where it is given."""
+    first, *others = planes.flatten(1, 2).unbind(1)
+    total = torch.mul(first, first, out=out)
+    for plane in others:
+        total.addcmul_(plane, plane)
+    return total.sqrt_()
 
 
 def reconstruct(hybrid: torch.Tensor, acquired: torch.Tensor | None, acquisition: Acquisition) -> torch.Tensor:

@@ -30,9 +30,8 @@ class ReferenceTerms:
         offset: (B, 1, 1), its mean, in its unit.
         data_range: (B, 1, 1), in its unit.
         mean: (B, H-6, W-6), window means of ``scaled``.
-        level: (B, H-6, W-6), window means of the reference divided by the data range.
-        luminance: (B, H-6, W-6), what the reference adds to the denominator of SSIM's luminance.
-        contrast: (B, H-6, W-6), what the reference adds to that of its structure, times 48 (49 pixels, less one).
+        contrast: (B, H-6, W-6), what the reference adds to the denominator of SSIM's structure, 48-fold (49 pixels,
+            less one).
         energy: (B,), sum of squares of the reference divided by the data range.
     """
 
@@ -40,8 +39,6 @@ class ReferenceTerms:
     offset: Tensor
     data_range: Tensor
     mean: Tensor
-    level: Tensor
-    luminance: Tensor
     contrast: Tensor
     energy: Tensor
 
@@ -71,14 +68,11 @@ def encode_reference(reference: Tensor, data_range: Tensor) -> ReferenceTerms:
     scaled = (reference - offset) / extent
     sums = _window_sums(scaled)
     mean = sums / _PIXELS
-    level = mean + offset / extent
     return ReferenceTerms(
         scaled=scaled,
         offset=offset,
         data_range=extent,
         mean=mean,
-        level=level,
-        luminance=level * level + LUMINANCE_CONSTANT,
         contrast=_window_sums(scaled * scaled) - sums * mean + CONTRAST_CONSTANT * (_PIXELS - 1),
         energy=(reference / extent).square().sum(dim=(-2, -1)),
     )
@@ -94,10 +88,12 @@ def ssim(image: Tensor, terms: ReferenceTerms) -> Tensor:
     sums = _window_sums(scaled)
     covariance = _window_sums(scaled * terms.scaled).addcmul_(sums, terms.mean, value=-1)
     variance = _window_sums(scaled.square_()).addcmul_(sums, sums, value=-1 / _PIXELS)
-    level = torch.add(terms.offset / terms.data_range, sums, alpha=1 / _PIXELS)
-    above = (level * terms.level).add_(LUMINANCE_CONSTANT / 2)
+    centre = terms.offset / terms.data_range
+    level, reference = torch.add(centre, sums, alpha=1 / _PIXELS), terms.mean + centre
+    above = (level * reference).add_(LUMINANCE_CONSTANT / 2)
     above.mul_(covariance.add_(CONTRAST_CONSTANT * (_PIXELS - 1) / 2))
-    below = level.square_().add_(terms.luminance).mul_(variance.add_(terms.contrast))
+    below = level.square_().addcmul_(reference, reference).add_(LUMINANCE_CONSTANT)
+    below.mul_(variance.add_(terms.contrast))
     return 4 * above.div_(below).mean(dim=(-2, -1))
 
 
@@ -122,19 +118,15 @@ def _scaled(image: Tensor, terms: ReferenceTerms) -> Tensor:
             f"image must be {tuple(terms.scaled.shape)} as its reference is, found {tuple(image.shape)}; "
             "cut both to the same crop"
         )
-    return (image - terms.offset) / terms.data_range
+    return (image - terms.offset).div_(terms.data_range)
 
 
 def _window_sums(image: Tensor) -> Tensor:
     """Sums over all 7 x 7 windows inside (B, H, W): a fresh (B, H-6, W-6).
 
-    Sums of shifted slices, first 2, then 4, then 7 wide: average pooling is several times slower on a processor, and
-    running sums cancel in float32.
+    Along each axis the seven shifted images are an axis of a view that overlaps itself, which is summed in one pass.
+    Average pooling is several times slower on a processor, and running sums cancel in float32.
     """
-    for axis in (-2, -1):
-        size = image.shape[axis]
-        pairs = image.narrow(axis, 0, size - 1) + image.narrow(axis, 1, size - 1)
-        fours = pairs.narrow(axis, 0, size - 3) + pairs.narrow(axis, 2, size - 3)
-        sums = fours.narrow(axis, 0, size - 6) + pairs.narrow(axis, 4, size - 6)
-        image = sums.add_(image.narrow(axis, 6, size - 6))
+    for axis in (1, 2):
+        image = image.unfold(axis, WINDOW, 1).movedim(-1, 1).sum(1)
     return image

@@ -156,7 +156,10 @@ class KSpaceEngine:
         if self.settings.lambda_recon > 0:
             full = simulation.zero_filled(clean, None, self.acquisition)
             reference = image_quality.encode_reference(full, self.stack.data_range[episodes.samples].to(self.dtype))
-        truth = Truth(metrics.encode_truth(self.stack.labels[episodes.samples], self.stack.num_classes), reference)
+        segmentation = None
+        if self.settings.needs_network:
+            segmentation = metrics.encode_truth(self.stack.labels[episodes.samples], self.stack.num_classes)
+        truth = Truth(segmentation, reference)
         self.truth = write_rows(self.truth, slots, truth, self.num_envs)
 
     def hybrid(self, rows: Rows) -> torch.Tensor:
@@ -198,14 +201,15 @@ class KSpaceEngine:
         stopping = legal & (chosen == self.num_lines)
         measuring = legal & ~stopping
         line = torch.where(measuring, chosen, self.acquisition.dc)
-        self._add(line, measuring)
+        self._measure(line, measuring)
         self.acquired[self._every, line] |= measuring
         self.steps += active
         self.remaining = torch.where(stopping, 0, self.remaining - active.long())
         exhausted = ~(self._candidates & ~self.acquired).any(1)
         terminated = active & ((self.remaining <= 0) | exhausted)
         before = self.quality.clone()
-        self._refresh_magnitude(rows)
+        if self.reconstructor is not None:
+            self._refresh_magnitude(rows)
         # Only the last image of an episode is rewarded in terminal mode; the others need no network, unless it is seen.
         if self.settings.reward != "terminal" or self.settings.network_is_observed:
             self._score(rows)
@@ -225,13 +229,17 @@ class KSpaceEngine:
         first = "level" if self.settings.reward == "level" else "quality"
         return (first, "illegal") if self.settings.illegal_action == "penalty" else (first,)
 
-    def _add(self, line: torch.Tensor, measuring: torch.Tensor) -> None:
+    def _measure(self, line: torch.Tensor, measuring: torch.Tensor) -> None:
         """Add line ``line`` int64 (N,) to the images of the scans that are ``measuring`` bool (N,)."""
         signal = self.signal_of(self._every, line) * measuring[:, None, None]
-        simulation.add_lines(self.planes, signal, self.line_phases[line], self._piece)
+        left, right = simulation.line_factors(signal, self.line_phases[line])
+        for part in pieces(slice(0, self.num_envs), self._piece):
+            simulation.add_lines(self.planes[part], left[part], right[part])
+            if self.reconstructor is None:  # while the planes are in the cache
+                simulation.root_sum_of_squares(self.planes[part], out=self.magnitude[part])
 
     def signal_of(self, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
-        """Line ``lines[i]`` of scan ``slots[i]`` as its coils measure it, at the rows of the crop: complex (B, J, C)."""
+        """Line ``lines[i]`` of scan ``slots[i]`` as the coils measure it, at the rows of the crop: complex (B, J, C)."""
         first_row = self.num_lines // 2 - self.acquisition.crop // 2
         return self.signal[slots, lines, :, first_row : first_row + self.acquisition.crop]
 
@@ -253,6 +261,7 @@ class KSpaceEngine:
                 prediction = None if network is None else network(magnitude)
                 self.quality[part] = quality(self.settings, prediction, magnitude, truth)
                 if prediction is not None:
+                    assert truth.segmentation is not None
                     found = summarise(prediction, truth.segmentation, self.settings.observation)
                     self.segmentation = write_rows(self.segmentation, part, found, self.num_envs)
 

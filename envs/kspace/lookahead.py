@@ -32,7 +32,7 @@ def try_lines(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor, ti
 
 def _try(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
     planes = engine.planes[slots]
-    simulation.add_lines(planes, engine.signal_of(slots, lines), engine.line_phases[lines], len(slots))
+    simulation.add_lines(planes, *simulation.line_factors(engine.signal_of(slots, lines), engine.line_phases[lines]))
     magnitude = engine.magnitude_of(planes)
     prediction = None
     if engine.settings.needs_network:
