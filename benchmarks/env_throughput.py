@@ -17,7 +17,7 @@ from seggym.envs import ENVIRONMENTS
 from seggym.files import write_atomic, write_json
 
 SCAN = {"matrix": 160, "crop": 128}
-REFERENCES = {
+REFERENCES: dict[str, dict[str, Any]] = {
     "reference SSIM": {"env_id": "KSpaceRecon-Phantom-v0", "kwargs": {"acquisition": SCAN}},
     "reference U-Net": {
         "env_id": "KSpaceSeg-Phantom-v0",
@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
 
 def fetch(out: Path, name: str, count: int, precision: str, options: argparse.Namespace) -> dict[str, Any] | None:
     """The figures of one measurement; None where the environment cannot be built here."""
-    described: dict[str, Any] = REFERENCES.get(name, {"env_id": name})
+    described = REFERENCES.get(name, {"env_id": name})
     case = Case(
         num_envs=count,
         device=options.device,

@@ -3,6 +3,7 @@
 import gc
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -49,20 +50,22 @@ class Case:
 
 
 class Clock:
-    """Processor and wall time of what happens inside, the GPU's work included."""
+    """Processor and wall seconds of each block that runs in it, the GPU's work included."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.cpu, self.wall = device, 0.0, 0.0
+        self.device = device
+        self.cpu: list[float] = []
+        self.wall: list[float] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Add the time of this block."""
+        """Time this block."""
         self._wait()
         cpu, wall = time.process_time(), time.perf_counter()
         yield
         self._wait()
-        self.cpu += time.process_time() - cpu
-        self.wall += time.perf_counter() - wall
+        self.cpu.append(time.process_time() - cpu)
+        self.wall.append(time.perf_counter() - wall)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -106,7 +109,7 @@ def make_env(case: Case) -> tuple[KSpaceVectorEnv, ReferenceUNet | None]:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Figures of ``case``; times per image are in microseconds, of processor time unless the name says wall."""
+    """Figures of ``case``: medians over steps, in microseconds per image; processor time unless the name says wall."""
     torch.set_num_threads(1)
     before = _peak_memory(None)
     env, network = make_env(case)
@@ -121,38 +124,39 @@ def measure(case: Case) -> dict[str, Any]:
     bare_pass(engine)()
 
     steps, resets, forward = Clock(device), Clock(device), Clock(device)
-    images, begun = 0, 0
     deadline = time.perf_counter() + case.seconds
-    while images == 0 or time.perf_counter() < deadline:
+    while not steps.cpu or time.perf_counter() < deadline:
         with resets.running():
             env.reset()
-        begun += case.num_envs
         bare = bare_pass(engine)
-        # The last step of an episode resets by itself, and is left out.
+        # The last step of an episode resets by itself, and is left out. In turn, so that another program's load, or
+        # a processor that slows down, slows both.
         for _ in range(BUDGET - 1):
             actions = _legal(env, rng)
             with steps.running():
                 env.step(actions)
             with forward.running():
                 bare()
-            images += case.num_envs
             if time.perf_counter() > deadline:
                 break
-    step, floor = 1e6 * steps.cpu / images, 1e6 * forward.cpu / images
-    step_wall, floor_wall = 1e6 * steps.wall / images, 1e6 * forward.wall / images
-    reset = 1e6 * resets.cpu / begun
+
+    def per_image(seconds: list[float]) -> float:
+        return 1e6 * statistics.median(seconds) / case.num_envs
+
+    step, floor, reset = per_image(steps.cpu), per_image(forward.cpu), per_image(resets.cpu)
+    step_wall, floor_wall = per_image(steps.wall), per_image(forward.wall)
     result: dict[str, Any] = {
         "case": vars(case),
         "precision": engine.networks[0].precision if engine.networks else "none",  # type: ignore[attr-defined]
-        "image_steps": images,
+        "steps": len(steps.cpu),
         "step_us": step,
         "step_wall_us": step_wall,
         "forward_us": floor,
         "forward_wall_us": floor_wall,
         "overhead_us": step - floor,
         "overhead_wall_us": step_wall - floor_wall,
-        "ratio": step / floor if floor else None,
-        "wall_ratio": step_wall / floor_wall if floor_wall else None,
+        "ratio": step / floor if engine.networks else None,
+        "wall_ratio": step_wall / floor_wall if engine.networks else None,
         "reset_us": reset,
         "image_steps_per_cpu_s": 1e6 / step,
         "image_steps_per_s": 1e6 / step_wall,
@@ -210,10 +214,11 @@ def _parts(env: KSpaceVectorEnv, rng: np.random.Generator) -> dict[str, float]:
     simulation.root_sum_of_squares = timed("reconstruct", combined)
     engine_module.quality = timed("metrics", engine_module.quality)
     engine_module.summarise = timed("metrics", engine_module.summarise)
-    engine.networks[:] = [timed("network", network) for network in kept[2]]
+    timed_networks: list[Any] = [timed("network", network) for network in kept[2]]
+    engine.networks[:] = timed_networks
     env.reset()
     for clock in clocks.values():
-        clock.cpu = 0.0
+        clock.cpu.clear()
     for _ in range(min(BUDGET - 1, 1 + 512 // env.num_envs)):
         actions = _legal(env, rng)
         with whole.running():
@@ -221,23 +226,22 @@ def _parts(env: KSpaceVectorEnv, rng: np.random.Generator) -> dict[str, float]:
     engine_module.quality, engine_module.summarise, engine.networks[:] = kept
     simulation.root_sum_of_squares = combined
     del engine._measure  # the class's own is seen again
-    clocks["acquire"].cpu -= clocks["reconstruct"].cpu  # of which it is a part
-    shares = {name: clock.cpu / whole.cpu for name, clock in clocks.items()}
+    shares = {name: sum(clock.cpu) / sum(whole.cpu) for name, clock in clocks.items()}
+    shares["acquire"] -= shares["reconstruct"]  # which is a part of it
     return {**shares, "border": 1 - sum(shares.values())}
 
 
 def _straightforward(
     engine: KSpaceEngine, network: ReferenceUNet | None, rng: np.random.Generator, seconds: float
 ) -> float:
-    plain, clock, images = Straightforward(engine, network), Clock(engine.device), 0
+    plain, clock = Straightforward(engine, network), Clock(engine.device)
     plain.step(torch.from_numpy(rng.integers(engine.num_lines, size=engine.num_envs)))
     deadline = time.perf_counter() + seconds
-    while images == 0 or time.perf_counter() < deadline:
+    while len(clock.cpu) < 3 or time.perf_counter() < deadline:
         lines = torch.from_numpy(rng.integers(engine.num_lines, size=engine.num_envs))
         with clock.running():
             plain.step(lines)
-        images += engine.num_envs
-    return 1e6 * clock.cpu / images
+    return 1e6 * statistics.median(clock.cpu) / engine.num_envs
 
 
 def _peak_memory(device: torch.device | None) -> float:

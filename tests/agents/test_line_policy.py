@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from seggym.agents.algorithms.device_buffer import MaskableDeviceRolloutBuffer
-from seggym.agents.extractors import LineExtractor, _mirrored
+from seggym.agents.extractors import LineConvolution, LineExtractor, _mirrored
 from seggym.agents.priors import low_frequency_prior, start_head
 from seggym.agents.training import TrainSettings, make_model
 from seggym.agents.vec_env import BatchedVecEnv
@@ -136,3 +136,20 @@ def test_algorithms_without_rollouts_have_no_groups(tiny_env):
     )
     with pytest.raises(SeggymError, match="group_size"):
         make_model(settings)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "size"), [(6, 5, 9), (5, 1, 1)])
+def test_a_line_convolution_is_a_convolution_over_lines(inputs, outputs, size):
+    torch.manual_seed(0)
+    ours = LineConvolution(inputs, outputs, size, padding=size // 2).double()
+    plain = torch.nn.Conv1d(inputs, outputs, size, padding=size // 2).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(3, inputs, LINES, dtype=torch.float64)
+    gradients = []
+    for module in (ours, plain):
+        given = x.clone().requires_grad_()
+        result = module(given)
+        result.square().sum().backward()
+        gradients.append((result.detach(), given.grad, module.weight.grad, module.bias.grad))
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-10, rtol=1e-10)
