@@ -357,6 +357,12 @@ class KSpaceEngine:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from ``state`` of an engine with the same slices, settings and number of environments."""
+        missing = [name for name in self._STATE if name not in state]
+        if missing:
+            raise SeggymError(
+                f"the state of the environments lacks {', '.join(missing)}, so another version of seggym saved it; go on "
+                "with that version, or begin anew"
+            )
         if len(state["samples"]) != self.num_envs:
             raise SeggymError(
                 f"the state holds {len(state['samples'])} environments, this engine has {self.num_envs}; make it with "
