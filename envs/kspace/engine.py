@@ -129,10 +129,8 @@ class KSpaceEngine:
     def begin(self, slots: torch.Tensor, episodes: Episodes) -> None:
         """Start ``episodes`` in the environments ``slots`` int64 (B,): measure the initial lines and score them."""
         self._check(episodes)
-        # Measuring a whole scan takes several arrays of the size of k-space, hence one scan at a time in the cache.
-        for part in pieces(slice(0, len(slots)), max(1, self._piece // 4)):
-            rows = slots[part]
-            self._load(rows, Episodes(episodes.samples[part], episodes.budgets[part], episodes.keys[part]))
+        for rows, few in self._few(slots, episodes):
+            self._load(rows, few)
             initial = self._initial.expand(len(rows), -1)
             images = simulation.reconstruct(self.hybrid(rows), initial, self.acquisition)
             self.planes[rows] = simulation.to_planes(images)
@@ -143,6 +141,11 @@ class KSpaceEngine:
         self._refresh_magnitude(slots)
         self._score(slots)
         self.initial_quality[slots] = self.quality[slots]
+
+    def _few(self, slots: torch.Tensor, episodes: Episodes) -> Iterator[tuple[torch.Tensor, Episodes]]:
+        """Slots and their episodes in pieces: to measure a whole scan takes several arrays of the size of k-space."""
+        for part in pieces(slice(0, len(slots)), max(1, self._piece // 4)):
+            yield slots[part], Episodes(episodes.samples[part], episodes.budgets[part], episodes.keys[part])
 
     def _load(self, slots: torch.Tensor, episodes: Episodes) -> None:
         """Put slice, key and budget into the slots, with all that follows from them alone."""
@@ -239,7 +242,7 @@ class KSpaceEngine:
                 simulation.root_sum_of_squares(self.planes[part], out=self.magnitude[part])
 
     def signal_of(self, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
-        """Line ``lines[i]`` of scan ``slots[i]`` as the coils measure it, at the rows of the crop: complex (B, J, C)."""
+        """Line ``lines[i]`` of scan ``slots[i]`` as its coils see it, at the rows of the crop: complex (B, J, C)."""
         first_row = self.num_lines // 2 - self.acquisition.crop // 2
         return self.signal[slots, lines, :, first_row : first_row + self.acquisition.crop]
 
@@ -360,8 +363,8 @@ class KSpaceEngine:
         missing = [name for name in self._STATE if name not in state]
         if missing:
             raise SeggymError(
-                f"the state of the environments lacks {', '.join(missing)}, so another version of seggym saved it; go on "
-                "with that version, or begin anew"
+                f"the state of the environments lacks {', '.join(missing)}, so another version of seggym saved it; go "
+                "on with that version, or begin anew"
             )
         if len(state["samples"]) != self.num_envs:
             raise SeggymError(
@@ -370,7 +373,8 @@ class KSpaceEngine:
             )
         episodes = Episodes(*(state[name].to(self.device) for name in ("samples", "budgets", "keys")))
         self._check(episodes)
-        self._load(self._every, episodes)
+        for rows, few in self._few(self._every, episodes):
+            self._load(rows, few)
         for name in self._STATE:
             getattr(self, name).copy_(state[name])
         self._scored_by = None

@@ -40,7 +40,8 @@ def quality(
     """Q of every image: float (B,). ``magnitude`` is (B, C, C)."""
     total = torch.zeros(len(magnitude), dtype=magnitude.dtype, device=magnitude.device)
     if settings.lambda_seg > 0:
-        assert prediction is not None and truth.segmentation is not None
+        assert prediction is not None
+        assert truth.segmentation is not None
         measure = _SEGMENTATION[settings.seg_metric]
         score = measure(prediction.probabilities, truth.segmentation, absent_weight=settings.absent_weight)
         total = total + settings.lambda_seg * score.to(total.dtype)
