@@ -14,6 +14,7 @@ from typing import Any
 from measuring import Case, measured
 
 from seggym.envs import ENVIRONMENTS
+from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic, write_json
 
 SCAN = {"matrix": 160, "crop": 128}
@@ -27,11 +28,17 @@ REFERENCES: dict[str, dict[str, Any]] = {
 }
 
 
+@one_sentence
 def main() -> None:
     """Measure what is asked for, and print the table."""
     options = parse()
     out = Path(options.out)
     names = options.ids or [*REFERENCES, *(name for name in ENVIRONMENTS if "Folder" not in name)]
+    unknown = sorted(set(names) - {*REFERENCES, *ENVIRONMENTS})
+    if unknown:
+        raise SeggymError(
+            f"--ids names {', '.join(unknown)}, expected some of {', '.join((*REFERENCES, *ENVIRONMENTS))}"
+        )
     results: list[dict[str, Any]] = []
     for name in names:
         for precision in options.precisions:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from measuring import Case, measured
 
+from seggym.errors import one_sentence
 from seggym.files import write_atomic, write_json
 
 NUM_ENVS = 16
@@ -21,6 +22,7 @@ PATIENTS = (20, 60, 200, 600)
 FIGURES = ("step_us", "overhead_us", "reset_us", "peak_mib")
 
 
+@one_sentence
 def main() -> None:
     """Measure, fit, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -15,6 +15,7 @@ import torch
 from reference import ReferenceUNet
 from torch import nn
 
+from seggym.errors import one_sentence
 from seggym.files import write_json
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.inference import fold_batch_norm, for_inference
@@ -27,6 +28,7 @@ COMPILED = "and torch.compile"
 Run = Callable[[torch.Tensor], object]
 
 
+@one_sentence
 def main() -> None:
     """Measure every variant at every batch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
