@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 from seggym.envs.kspace.environment import KSpaceVectorEnv
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
+from seggym.kspace import simulation
 
 COUNT = 6
 
@@ -132,3 +134,15 @@ def test_soft_dice_quality_by_hand(make_engine, make_stack):
                 penalty += 10 * mass.mean()
         expected = (np.mean(scores) if scores else 0.0) - penalty
         assert float(engine.quality[0]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_ssim_in_single_precision_is_that_of_scikit_image(make_engine, play):
+    engine = make_engine(4, dtype=torch.float32, lambda_seg=0.0, lambda_recon=1.0, budget=20)
+    play(engine, [1, 2, 3, 4], 15)
+    clean = simulation.encode(engine.stack, engine.samples, engine.keys, engine.acquisition, torch.float32)
+    references = simulation.zero_filled(clean, None, engine.acquisition).double().numpy()
+    for slot in range(4):
+        extent = float(engine.stack.data_range[engine.samples[slot]])
+        image = engine.magnitude[slot].double().numpy()
+        expected = structural_similarity(references[slot], image, data_range=extent)
+        assert float(engine.quality[slot]) == pytest.approx(expected, abs=1e-6)
