@@ -13,6 +13,7 @@ out="${1:-runs/gpu}"
 device="${DEVICE:-cuda}"
 counts="${COUNTS:-64 256 1024}"
 mkdir -p "$out"
+out="$(cd "$out" && pwd)"
 python="${PYTHON:-python3}"
 packages="$PWD/.gpu-packages"
 if ! [ -e "$packages/installed" ]; then
@@ -24,7 +25,7 @@ if ! [ -e "$packages/installed" ]; then
     "$python" -m pip install --quiet --no-deps --target "$packages" "${from[@]}" -r benchmarks/gpu_packages.txt
     touch "$packages/installed"
 fi
-export OMP_NUM_THREADS=1 PYTHONPATH="$PWD:$packages" SEGGYM_HOME="${SEGGYM_HOME:-$PWD/$out/home}"
+export OMP_NUM_THREADS=1 PYTHONPATH="$PWD:$packages" SEGGYM_HOME="${SEGGYM_HOME:-$out/home}"
 
 if [ "$device" = cuda ]; then
     "$python" -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'

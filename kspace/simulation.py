@@ -31,11 +31,13 @@ def smooth_phase(keys: torch.Tensor, amplitude: torch.Tensor, echo_shift: torch.
     row_angle = torch.pi * (2 * row_frequency[..., None] * position + offset[..., None])
     column_angle = 2 * torch.pi * column_frequency[..., None] * position
     strength = (0.75 + 0.25 * weight)[..., None]
-    # cos(a + b) = cos a cos b - sin a sin b, summed over the modes as one product of matrices: trigonometric functions
-    # of 2 x size instead of size x size arguments.
+    # cos(a + b) = cos a cos b - sin a sin b, summed over the modes: trigonometric functions of 2 x size instead of
+    # size x size arguments. No product of matrices, for the reason that :func:`add_lines` has.
     rows = torch.cat([strength * row_angle.cos(), -strength * row_angle.sin()], 1)
     columns = torch.cat([column_angle.cos(), column_angle.sin()], 1)
-    phase = rows.transpose(1, 2) @ columns
+    phase = rows[:, 0, :, None] * columns[:, 0, None, :]
+    for term in range(1, rows.shape[1]):
+        phase.addcmul_(rows[:, term, :, None], columns[:, term, None, :])
     low, high = (bound[:, None, None] for bound in torch.aminmax(phase.flatten(1), dim=1))
     phase.sub_((low + high) / 2).mul_(2 * amplitude[:, None, None] / (high - low))
     return phase.add_(2 * torch.pi * echo_shift[:, None, None] * position)

@@ -141,7 +141,7 @@ class FrozenNetwork:
         return Prediction(probabilities, features)
 
 
-_CACHE: dict[tuple[str, str, str, str], tuple[tuple[int, int], FrozenNetwork]] = {}
+_CACHE: dict[tuple[str, str, str, str, int | None], tuple[tuple[int, int], FrozenNetwork]] = {}
 
 
 def load_frozen(
@@ -149,6 +149,7 @@ def load_frozen(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
     task: str = "segmentation",
+    max_batch: int | None = None,
 ) -> FrozenNetwork:
     """Load the network for ``task`` in ``folder`` frozen; within a process the same one is loaded only once.
 
@@ -159,14 +160,14 @@ def load_frozen(
     path = Path(folder).resolve()
     target = resolve_device(device)
     precision = resolve_precision(precision, target, path)
-    key = (str(path), str(target), precision, task)
+    key = (str(path), str(target), precision, task, max_batch)
     cached = _CACHE.get(key)
     stamp = _stamp(path)
     if cached is None or cached[0] != stamp:
         network, card = load_network(path)
         if card.task != task:
             raise SeggymError(f"{path / CARD} has task {card.task}, expected {task}; choose a {task} network")
-        cached = _CACHE[key] = (stamp, FrozenNetwork(network, target, precision, card=card))
+        cached = _CACHE[key] = (stamp, FrozenNetwork(network, target, precision, max_batch, card))
     return cached[1]
 
 

@@ -50,6 +50,8 @@ def train_rllib(settings: TrainSettings, workers: int, address: str | None = Non
     # The same network in stable-baselines3: it is validated and saved, with weights that RLlib trained.
     twin = make_model(replace(settings, num_envs=1, device="cpu"))
     engine: KSpaceEngine = twin.env.batch.engine  # type: ignore[union-attr]
+    # What "auto" is here is what it is on every worker, whatever machine that runs on.
+    settings = replace(settings, env_kwargs=snapshot_facts(settings, engine)["env_kwargs"])
     config = algorithm_config(settings, workers, engine.num_lines)
     # A cluster in a hospital should not report its use to the makers of Ray.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -84,6 +86,12 @@ def algorithm_config(settings: TrainSettings, workers: int, num_lines: int) -> P
             f"agent.hyperparameters names {', '.join(unknown)}, expected some of n_steps, normalize_advantage, "
             f"{', '.join(_RLLIB_NAMES)}: leave it out with RLlib"
         )
+    per_iteration = n_steps * settings.num_envs * max(workers, 1)
+    if given.get("batch_size", 0) > per_iteration:
+        raise SeggymError(
+            f"agent.hyperparameters.batch_size={given['batch_size']} is more than the {per_iteration} steps of an "
+            "iteration (n_steps x num_envs x num_workers): lower it, or raise one of those"
+        )
     module = {"network": settings.network, "prior_strength": settings.prior_strength, "num_lines": num_lines}
     # RLlib adds the number of the worker; from a seed sequence, neighbouring runs still draw different actions.
     streams = int(np.random.SeedSequence([settings.seed]).generate_state(1)[0]) >> 1
@@ -104,7 +112,7 @@ def algorithm_config(settings: TrainSettings, workers: int, num_lines: int) -> P
             on_episode_end=report_scan,
         )
         .training(
-            train_batch_size_per_learner=n_steps * settings.num_envs * max(workers, 1),
+            train_batch_size_per_learner=per_iteration,
             # What stable-baselines3 does not have: a penalty on the divergence, and a bound on the critic's loss.
             use_kl_loss=False,
             vf_clip_param=float("inf"),

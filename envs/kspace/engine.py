@@ -113,7 +113,7 @@ class KSpaceEngine:
         self.quality, self.initial_quality = zeros(dtype=self.dtype), zeros(dtype=self.dtype)
         self.truth: Truth | None = None
         self.segmentation: Segmentation | None = None
-        self._scored_by: list[torch.Tensor] | None = None
+        self._scored_by: list[torch.Tensor] = []
 
     # --- episodes -----------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class KSpaceEngine:
         self.remaining[slots] = episodes.budgets
         self.steps[slots] = 0
         self.acquired[slots] = self._initial
-        self._scored_by = None
+        self._scored_by = self._group(self._every)
         self._refresh_magnitude(slots)
         self._score(slots)
         self.initial_quality[slots] = self.quality[slots]
@@ -272,16 +272,16 @@ class KSpaceEngine:
         """``rows`` with the network that scores them, so that each network gets full batches."""
         if len(self.networks) < 2:
             return [(self.networks[0] if self.settings.needs_network else None, rows)]
-        if isinstance(rows, torch.Tensor):
-            route = self.routing[self.samples[rows]]
-            groups = [rows[route == index] for index in range(len(self.networks))]
-        else:
-            # Kept until an episode begins: asking a GPU which rows belong to a network makes the step wait for it.
-            if self._scored_by is None:
-                route = self.routing[self.samples]
-                self._scored_by = [(route == index).nonzero()[:, 0] for index in range(len(self.networks))]
-            groups = self._scored_by
+        # The groups of all rows are those of the last begin: to ask a GPU for them would make a step wait for it.
+        groups = self._group(rows) if isinstance(rows, torch.Tensor) else self._scored_by
         return [(network, group) for network, group in zip(self.networks, groups, strict=True) if len(group)]
+
+    def _group(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """``rows`` int64 (B,), apart for each network; none where there is a single one."""
+        if len(self.networks) < 2:
+            return []
+        route = self.routing[self.samples[rows]]
+        return [rows[route == index] for index in range(len(self.networks))]
 
     def _parts(self, rows: Rows, size: int) -> Iterator[Rows]:
         return pieces(slice(0, self.num_envs) if isinstance(rows, slice) else rows, size)
@@ -377,7 +377,7 @@ class KSpaceEngine:
             self._load(rows, few)
         for name in self._STATE:
             getattr(self, name).copy_(state[name])
-        self._scored_by = None
+        self._scored_by = self._group(self._every)
         found = {key.partition(".")[2]: value for key, value in state.items() if key.startswith("segmentation.")}
         if found:
             parts = {name: found.get(name) for name in Segmentation.__dataclass_fields__}

@@ -74,7 +74,9 @@ def load_networks(
         require_fit(model, name, cohort, settings)
     # One precision for all: a patient's fold must not decide how his scans are scored.
     precision = resolve_precision(settings.precision, device, *(model.path(name) for name in names))
-    networks: list[Segmenter] = [load_frozen(model.path(name), device, precision) for name in names]
+    networks: list[Segmenter] = [
+        load_frozen(model.path(name), device, precision, max_batch=settings.micro_batch) for name in names
+    ]
     return networks, torch.tensor([names.index(member) for member in members])
 
 
@@ -106,7 +108,10 @@ def load_reconstructor(settings: KSpaceSettings, device: torch.device) -> Callab
     """The image-to-image network of ``settings.reconstructor``, or None for zero-filled images."""
     if settings.reconstructor is None:
         return None
-    return load_frozen(settings.reconstructor, device, settings.precision, task="reconstruction").reconstruct
+    network = load_frozen(
+        settings.reconstructor, device, settings.precision, task="reconstruction", max_batch=settings.micro_batch
+    )
+    return network.reconstruct
 
 
 def _weights(filename: str | None, cohort: Cohort, stack: SliceStack) -> torch.Tensor | None:

@@ -66,7 +66,7 @@ def test_a_step_asks_the_device_for_no_number(make_engine, play, settings):
     engine = make_engine(4, observation=OBSERVATION, **settings)
     engine.networks = [engine.networks[0]] * 2
     engine.routing = torch.arange(len(engine.stack)) % 2
-    play(engine, [1, 2, 3, 4], 1)
+    play(engine, [1, 2, 3, 4], 0)
     with Recorder() as recorder:
         engine.step(torch.tensor([3, 9, 30, 40]))
         engine.observe()

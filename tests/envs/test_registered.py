@@ -261,3 +261,11 @@ def test_a_network_never_scores_its_own_patients(kwargs_of, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(SeggymError, match="was trained on patient00"):
         gymnasium.make("KSpaceSeg-ACDC-v0", **{**kwargs, "reward_model": str(tmp_path)})
+
+
+def test_micro_batch_reaches_the_networks():
+    """A larger one than the default counts too: nothing splits the images again."""
+    options = {"cohort_options": {"patients": 6, "test_patients": 1}, "micro_batch": 11}
+    env = gymnasium.make_vec("KSpaceSeg-Phantom-v0", num_envs=2, vectorization_mode="vector_entry_point", **options)
+    assert {network.max_batch for network in env.unwrapped.engine.networks} == {11}
+    assert env.unwrapped.engine.micro_batch == 11
