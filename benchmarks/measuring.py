@@ -125,7 +125,7 @@ def measure(case: Case) -> dict[str, Any]:
     for frozen in engine.networks:
         for size in range(1, min(engine.micro_batch, case.num_envs) + 1):
             frozen(engine.magnitude[:size])
-    env.step(_legal(env, rng))
+    env.step(legal_actions(env, rng))
     bare_pass(engine)()
 
     steps, resets, forward = Clock(device), Clock(device), Clock(device)
@@ -141,7 +141,7 @@ def measure(case: Case) -> dict[str, Any]:
         # The last step of an episode resets by itself, and is left out. In turn, so that another program's load, or
         # a processor that slows down, slows both.
         for _ in range(BUDGET - 1):
-            actions = _legal(env, rng)
+            actions = legal_actions(env, rng)
             with steps.running():
                 env.step(actions)
             with forward.running():
@@ -201,7 +201,8 @@ def bare_pass(engine: KSpaceEngine) -> Callable[[], None]:
     return run
 
 
-def _legal(env: KSpaceVectorEnv, rng: np.random.Generator) -> np.ndarray:
+def legal_actions(env: KSpaceVectorEnv, rng: np.random.Generator) -> np.ndarray:
+    """A random legal line for every scan, int64 (N,)."""
     masks = env.action_masks()
     return np.where(masks, rng.random(masks.shape), -1).argmax(1)
 
@@ -231,7 +232,7 @@ def _parts(env: KSpaceVectorEnv, rng: np.random.Generator) -> dict[str, float]:
     for clock in clocks.values():
         clock.cpu.clear()
     for _ in range(min(BUDGET - 1, 1 + 512 // env.num_envs)):
-        actions = _legal(env, rng)
+        actions = legal_actions(env, rng)
         with whole.running():
             env.step(actions)
     engine_module.quality, engine_module.summarise, engine.networks[:] = kept
