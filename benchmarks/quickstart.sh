@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 . benchmarks/venv.sh
 
 out="${1:-runs/quickstart}"
-export SEGGYM_HOME="${SEGGYM_HOME:-$PWD/$out/home}"
+mkdir -p "$out"
+out="$(cd "$out" && pwd)"
+export SEGGYM_HOME="${SEGGYM_HOME:-$out/home}"
 seed=0
 
 # The networks are independent of each other: two processes, one per core, share the work.

@@ -197,6 +197,7 @@ def test_a_run_leaves_a_snapshot_that_is_evaluated_like_any_other(tmp_path):
     [
         ({"algorithm": "dqn"}, "agent.algorithm=dqn"),
         ({"group_size": 8}, "agent.group_size=8"),
+        ({"hyperparameters": {"n_steps": 2, "batch_size": 10**6}}, "batch_size=1000000 is more than"),
         ({"hyperparameters": {"buffer_size": 10}}, "buffer_size"),
         ({"hyperparameters": {"normalize_advantage": False}}, "normalize_advantage"),
         ({"env_kwargs": {"observation": ["acquired", "budget"]}}, "action_mask"),
