@@ -71,7 +71,7 @@ class EnergyFollowing(Baseline):
         possible &= legal[scan[:, None], target]
         # Inside the edge of the measured block by construction, so only measured samples are read.
         neighbour = target + torch.tensor([-1, 1], device=legal.device)
-        energy = engine.line_energy[scan[:, None], neighbour]
+        energy = engine.scanner.energy[scan[:, None], neighbour]
         energy = torch.where(possible, energy, -torch.inf)
         near = torch.from_numpy(orders.centre_out(engine.num_lines)).to(legal.device)
         fallback = near[legal[:, near].byte().argmax(1)]

@@ -9,9 +9,9 @@ import torch
 
 from seggym.agents.policies import Policy
 from seggym.agents.scores import Cases, Scores, segmentation_scores, volume_image_scores
+from seggym.envs.batched import read_rows
 from seggym.envs.kspace.engine import Episodes, KSpaceEngine
 from seggym.envs.kspace.segmentation import Segmenter, segment
-from seggym.kspace import simulation
 from seggym.reward_models import image_quality, metrics
 
 
@@ -19,7 +19,8 @@ from seggym.reward_models import image_quality, metrics
 class RunPlan:
     """Which cases, at which budgets, in engines of how many environments.
 
-    ``once`` runs every policy once at the largest budget, also those that would act differently with a smaller one.
+    ``once`` runs every policy once at the largest budget, also those that would act differently with a smaller one; not
+    those with ``every_budget``, which are nothing but their answers to each budget.
     """
 
     cases: Cases
@@ -33,12 +34,17 @@ class RunPlan:
         return (0, *self.budgets)
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """Rows of the cases, in batches of at most ``num_envs``; the first one is full."""
-        yield from torch.arange(len(self.cases)).split(self.num_envs)
+        """Rows of the cases, in batches of at most ``num_envs``; the first one is full.
+
+        Every batch takes its cases from all over the list, so that it holds scans of several patients (the blind twin
+        of :mod:`seggym.agents.blind` needs that).
+        """
+        batches = -(-len(self.cases) // self.num_envs)
+        yield from (torch.arange(start, len(self.cases), batches) for start in range(batches))
 
     def runs(self, policy: Policy) -> list[tuple[int, tuple[int, ...]]]:
         """(budget, budgets that are read off during the run) of every run that ``policy`` needs."""
-        if policy.anytime or self.once:
+        if policy.anytime or (self.once and not getattr(policy, "every_budget", False)):
             return [(self.budgets[-1], tuple(self.budgets))]
         return [(budget, (budget,)) for budget in self.budgets]
 
@@ -63,10 +69,9 @@ class Grader:
         """Terms of the noise-free images of all lines, computed once for each batch of cases."""
         first = int(rows[0])
         if first not in self._references:
-            stack, samples = engine.stack, engine.samples[: len(rows)]
-            clean = simulation.encode(stack, samples, engine.keys[: len(rows)], engine.acquisition, engine.dtype)
-            full = simulation.zero_filled(clean, None, engine.acquisition)
-            self._references[first] = image_quality.encode_reference(full, stack.data_range[samples].to(engine.dtype))
+            here = torch.arange(len(rows), device=engine.device)
+            maximum = engine.stack.data_range[engine.samples[here]].to(engine.dtype)
+            self._references[first] = image_quality.encode_reference(engine.scanner.noise_free(here), maximum)
         return self._references[first]
 
     def empty(self, points: int) -> "Record":
@@ -75,70 +80,137 @@ class Grader:
 
 
 class Record:
-    """Label maps and image quality of every case at every point."""
+    """Label maps and image quality of every case at every point, and of the image that it showed last."""
 
     def __init__(self, grader: Grader, points: int) -> None:
         count = len(grader.plan.cases)
         self._grader = grader
-        self._shape = (points, *grader.plan.cases.labels.shape)
+        self._shape = (points + 1, *grader.plan.cases.labels.shape)
         self._labels: dict[str, torch.Tensor] = {}
-        self._ssim, self._psnr = (np.full((points, count), np.nan, np.float32) for _ in range(2))
+        self._ssim, self._psnr = (np.full((points + 1, count), np.nan, np.float32) for _ in range(2))
 
-    def add(
-        self, point: int, rows: torch.Tensor, engine: KSpaceEngine, magnitude: torch.Tensor, a: torch.Tensor | None
+    def show(
+        self,
+        rows: torch.Tensor,
+        slots: torch.Tensor,
+        engine: KSpaceEngine,
+        magnitude: torch.Tensor,
+        a: torch.Tensor | None,
+        terms: image_quality.ReferenceTerms,
     ) -> None:
-        """Score ``magnitude`` (B, C, C) of the first B environments of ``engine``; ``a`` is network A's label maps."""
-        terms = self._grader.reference(rows, engine)
-        self._ssim[point, rows] = image_quality.ssim(magnitude, terms).cpu().numpy()
-        self._psnr[point, rows] = image_quality.psnr(magnitude, terms).cpu().numpy()
+        """Score the last images ``magnitude`` (B, C, C) of the cases ``rows``, run by the environments ``slots``.
+
+        ``a`` is network A's label maps of them, ``terms`` are those of all cases of the batch.
+        """
+        terms = read_rows(terms, slots)
+        self._ssim[-1, rows] = image_quality.ssim(magnitude, terms).cpu().numpy()
+        self._psnr[-1, rows] = image_quality.psnr(magnitude, terms).cpu().numpy()
         found = {"A": a}
         if self._grader.independent is not None:
             found["B"] = metrics.most_probable(self._grader.independent(magnitude).probabilities)
         for net, segmented in found.items():
             if segmented is not None:
                 labels = self._labels.setdefault(net, torch.zeros(self._shape, dtype=torch.uint8))
-                labels[point, rows] = segmented.cpu()
+                labels[-1, rows] = segmented.cpu()
+
+    def keep(self, point: int, rows: torch.Tensor) -> None:
+        """Give the cases ``rows`` at ``point`` the scores of their last images."""
+        for values in (self._ssim, self._psnr, *self._labels.values()):
+            values[point, rows] = values[-1, rows]
 
     def scores(self) -> Scores:
         """All scores of the record; see :mod:`seggym.agents.scores`."""
-        scores: Scores = {"image/slice/ssim": self._ssim, "image/slice/psnr": self._psnr}
+        scores: Scores = {"image/slice/ssim": self._ssim[:-1], "image/slice/psnr": self._psnr[:-1]}
         cases, surfaces = self._grader.plan.cases, self._grader.surface_points
         scores |= volume_image_scores(scores, cases)
         for net, labels in self._labels.items():
-            points = [0] if len(labels) == 1 else surfaces
-            found = segmentation_scores(labels, cases, points)
+            points = [0] if len(labels) == 2 else surfaces
+            found = segmentation_scores(labels[:-1], cases, points)
             scores |= {f"{net}/{key}": values for key, values in found.items()}
         return scores
 
 
 def grade_policy(policy: Policy, engine: KSpaceEngine, grader: Grader, observes: bool, bar: Any) -> Scores:
-    """Run ``policy`` in ``engine`` on all cases; ``observes`` says whether it is given observations."""
+    """Run ``policy`` in ``engine`` on all cases; ``observes`` says whether it is given observations.
+
+    A point of the plan is a number of measurements. Where a scan passes over it, because a decision measures several
+    lines or because the policy stopped, it keeps the last image of no more measurements.
+    """
     plan = grader.plan
     record = grader.empty(len(plan.points))
     lines = np.full((len(plan.cases), plan.budgets[-1]), -1, np.int16)
     illegal = 0
-    seen = engine.settings.network_is_observed
     for rows in plan.chunks():
         for run, (budget, read) in enumerate(plan.runs(policy)):
             _begin(engine, rows, budget, plan.cases)
             policy.begin(engine)
-            if run == 0:
-                _read(record, 0, rows, engine, fresh=True)
+            reader = _Reader(record, grader, rows, engine, [0, *read] if run == 0 else read)
+            reader.read()
             active = torch.arange(engine.num_envs, device=engine.device) < len(rows)
-            for step in range(1, budget + 1):
-                before = engine.acquired.clone()
-                if bool(active.any()):
-                    observation = engine.observe() if observes else {}
-                    result = engine.step(policy.act(engine, observation, engine.action_mask()), active)
-                    active &= ~result.terminated
-                    illegal += int(result.illegal.sum())
+            while bool(active.any()):
+                before = engine.steps.clone()
+                observation = engine.observe() if observes else {}
+                actions = policy.act(engine, observation, engine.action_mask())
+                result = engine.step(actions, active)
+                illegal += int(result.illegal.sum())
                 if budget == plan.budgets[-1]:
-                    new = (engine.acquired & ~before)[: len(rows)].cpu()
-                    lines[rows, step - 1] = torch.where(new.any(1), new.byte().argmax(1), -1).numpy()
-                if step in read:
-                    _read(record, plan.points.index(step), rows, engine, fresh=seen or not bool(active.any()))
+                    measured = (active & ~result.illegal & (engine.steps > before))[: len(rows)].cpu()
+                    there = before[: len(rows)].cpu()[measured]
+                    lines[rows[measured], there] = actions[: len(rows)].cpu()[measured].numpy()
+                active &= ~result.terminated
+                reader.read(active)
                 bar.update()
     return {**record.scores(), "lines": lines, "illegal": np.asarray(illegal)}
+
+
+class _Reader:
+    """Records the images of one run at the numbers of measurements ``points``, a rising sequence."""
+
+    def __init__(
+        self, record: Record, grader: Grader, rows: torch.Tensor, engine: KSpaceEngine, points: Sequence[int]
+    ) -> None:
+        self._record, self._rows, self._engine = record, rows, engine
+        self._indices = torch.tensor([grader.plan.points.index(point) for point in points])
+        self._points = torch.tensor([*points, 2**31])
+        self._terms = grader.reference(rows, engine)
+        self._next = torch.zeros(len(rows), dtype=torch.int64)  # the point that each scan reaches next
+        self._may_pass = engine.settings.lines_per_step > 1
+
+    def read(self, active: torch.Tensor | None = None) -> None:
+        """Record the images as they are now; ``active`` bool (N,) are the scans that go on (default: all)."""
+        count = len(self._rows)
+        steps = self._engine.steps[:count].cpu()
+        ended = torch.zeros(count, dtype=torch.bool) if active is None else ~active[:count].cpu()
+        # A point that was passed over belongs to the image before.
+        while bool((passed := self._points[self._next] < steps).any()):
+            self._keep(passed)
+        unread = self._next < len(self._indices)
+        wanted = unread & (ended | (self._points[self._next] == steps) | self._may_pass)
+        if bool(wanted.any()):
+            self._show(wanted.nonzero()[:, 0], active is None or bool(ended[wanted].all()))
+        while bool((reached := wanted & (self._points[self._next] == steps)).any()):
+            self._keep(reached)
+        while bool((left := ended & (self._next < len(self._indices))).any()):
+            self._keep(left)
+
+    def _keep(self, scans: torch.Tensor) -> None:
+        for number in self._next[scans].unique().tolist():
+            self._record.keep(int(self._indices[number]), self._rows[scans & (self._next == number)])
+        self._next += scans
+
+    def _show(self, here: torch.Tensor, scored: bool) -> None:
+        """Score the images of the scans ``here``; ``scored`` says that the engine's own segmentation is theirs.
+
+        With the terminal reward the engine segments the first and the last image only, unless a network is observed.
+        """
+        engine = self._engine
+        slots = here.to(engine.device)
+        magnitude = engine.magnitude[slots]
+        if engine.segmentation is not None and (scored or engine.settings.network_is_observed):
+            labels: torch.Tensor | None = engine.segmentation.labels[slots]
+        else:
+            labels = _network_a(engine, slots, magnitude)
+        self._record.show(self._rows[here], slots, engine, magnitude, labels, self._terms)
 
 
 def grade_full_kspace(engine: KSpaceEngine, grader: Grader) -> Scores:
@@ -147,10 +219,10 @@ def grade_full_kspace(engine: KSpaceEngine, grader: Grader) -> Scores:
     for rows in grader.plan.chunks():
         _begin(engine, rows, grader.plan.budgets[-1], grader.plan.cases)
         here = torch.arange(len(rows), device=engine.device)
-        magnitude = simulation.zero_filled(engine.hybrid(here), None, engine.acquisition)
-        if engine.reconstructor is not None:
-            magnitude = engine.reconstructor(magnitude).to(engine.dtype)
-        record.add(0, rows, engine, magnitude, _network_a(engine, here, magnitude))
+        magnitude = engine.scanner.full(here)
+        terms = grader.reference(rows, engine)
+        record.show(rows, here, engine, magnitude, _network_a(engine, here, magnitude), terms)
+        record.keep(0, rows)
     return record.scores()
 
 
@@ -158,20 +230,6 @@ def _begin(engine: KSpaceEngine, rows: torch.Tensor, budget: int, cases: Cases) 
     samples, keys = cases.samples[rows].to(engine.device), cases.keys[rows].to(engine.device)
     slots = torch.arange(len(rows), device=engine.device)
     engine.begin(slots, Episodes(samples, torch.full_like(samples, budget), keys))
-
-
-def _read(record: Record, point: int, rows: torch.Tensor, engine: KSpaceEngine, fresh: bool) -> None:
-    """Record the current images; ``fresh`` says that the engine's own segmentation belongs to them.
-
-    With the terminal reward the engine segments the first and the last image only, unless a network is observed.
-    """
-    here = torch.arange(len(rows), device=engine.device)
-    magnitude = engine.magnitude[here]
-    if fresh and engine.segmentation is not None:
-        labels: torch.Tensor | None = engine.segmentation.labels[here]
-    else:
-        labels = _network_a(engine, here, magnitude)
-    record.add(point, rows, engine, magnitude, labels)
 
 
 def _network_a(engine: KSpaceEngine, here: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor | None:

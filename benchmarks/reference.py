@@ -30,7 +30,7 @@ class Straightforward:
     """
 
     def __init__(self, engine: KSpaceEngine, network: nn.Module | None) -> None:
-        hybrid = engine.hybrid(slice(0, engine.num_envs))[:, 0]
+        hybrid = engine.scanner.signal[:, :, 0].transpose(1, 2)
         self.kspace = fftc(hybrid, (-2,))
         self.crop, self.network = engine.acquisition.crop, network
         self.mask = engine.acquired.clone()

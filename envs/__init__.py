@@ -9,6 +9,22 @@ from .. import __version__ as _guard  # noqa: F401  a bare `import envs` would l
 _KSPACE = "seggym.envs.kspace.environment:KSpaceEnv"
 _KSPACE_VECTOR = "seggym.envs.kspace.environment:KSpaceVectorEnv"
 _PHANTOM_SCAN = {"matrix": 128, "crop": 96}
+# What a scanner meets: the echo anywhere near the centre, tilted hearts, either axis, beats out of step.
+_HARD_SCAN = {
+    "matrix": 128,
+    "crop": 96,
+    "echo_shift": 12.0,
+    "orientation": 45.0,
+    "field_of_view": [1.0, 1.25],
+    "phase_encode": "random",
+    "corruption": 0.25,
+}
+_HARD = {
+    "acquisition": _HARD_SCAN,
+    "remeasure": "flagged",
+    "budget": 24,
+    "observation": ["image", "acquired", "budget", "energy", "corrupted", "axis"],
+}
 
 # id -> (entry point, vector entry point, keyword arguments: plain JSON values)
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -17,6 +33,12 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _KSPACE,
         _KSPACE_VECTOR,
         {"cohort": "phantom", "reward_model": "phantom", "acquisition": _PHANTOM_SCAN},
+    ),
+    "KSpaceSeg-ACDC-Hard-v0": (_KSPACE, _KSPACE_VECTOR, {"cohort": "acdc", "reward_model": "acdc-hard", **_HARD}),
+    "KSpaceSeg-Phantom-Hard-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {"cohort": "phantom", "reward_model": "phantom-hard", **_HARD},
     ),
     "KSpaceSeg-Folder-v0": (_KSPACE, _KSPACE_VECTOR, {"cohort": "folder", "reward_model": "folder"}),
     "KSpaceRecon-ACDC-v0": (

@@ -16,6 +16,8 @@ from seggym.errors import SeggymError
 from seggym.kspace.keyed_random import key_of, uniform
 from seggym.kspace.transforms import centre_crop, fftc, ifftc
 
+PHASE_ENCODE = ("columns", "random")
+
 # Lines kept beyond the matrix on either side. A phase of 3 rad with at most one cycle per field of view spreads a line
 # over about 5 neighbours, the echo shift over 4 more; with 20 the truncation changes the signal of an object with sharp
 # edges by less than 0.1 % (root of the energy), far below the noise.
@@ -36,6 +38,13 @@ class Acquisition:
     initial_lines: size of the block around DC that is measured before the first action; odd.
     coils: receive coils around the object (:mod:`seggym.kspace.coils`), combined by the root of the sum of squares;
         every coil has the noise that ``snr`` gives to a single uniform one.
+    orientation: largest angle in degrees by which the anatomy is turned in the field of view; one draw per patient.
+    field_of_view: range of the factor by which the field of view is larger than the image that it is simulated from;
+        one draw per patient. At least 1: a smaller one would fold over.
+    phase_encode: axis of phase encoding: "columns" of the image, or "random", columns or rows with equal probability
+        per episode.
+    corruption: probability that a measured line is out of phase with the others, as a heart beat out of step leaves
+        it: all its samples are turned by one angle, uniform over the circle. Drawn anew for every measurement.
     """
 
     matrix: int = 160
@@ -45,6 +54,10 @@ class Acquisition:
     echo_shift: float = 4.0
     initial_lines: int = 3
     coils: int = 1
+    orientation: float = 0.0
+    field_of_view: tuple[float, float] = (1.0, 1.0)
+    phase_encode: str = "columns"
+    corruption: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= self.matrix:
@@ -61,7 +74,17 @@ class Acquisition:
             object.__setattr__(self, "snr", None)
         if self.snr is not None and not self.snr > 0:
             raise SeggymError(f"snr={self.snr} must be a positive number (null for a scan without noise)")
-        object.__setattr__(self, "phase", (float(self.phase[0]), float(self.phase[1])))
+        if self.phase_encode not in PHASE_ENCODE:
+            raise SeggymError(f"phase_encode={self.phase_encode!r} is unknown, expected {' or '.join(PHASE_ENCODE)}")
+        if not 0 <= self.corruption < 1:
+            raise SeggymError(f"corruption={self.corruption} is a probability, expected 0 <= corruption < 1")
+        if not 0 <= self.orientation <= 180:
+            raise SeggymError(f"orientation={self.orientation} is an angle in degrees, expected 0 to 180")
+        for name in ("phase", "field_of_view"):
+            low, high = getattr(self, name)
+            object.__setattr__(self, name, (float(low), float(high)))
+        if not 1 <= self.field_of_view[0] <= self.field_of_view[1]:
+            raise SeggymError(f"field_of_view={list(self.field_of_view)} must be [low, high] with 1 <= low <= high")
 
     @property
     def dc(self) -> int:
@@ -75,7 +98,7 @@ class Acquisition:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, for records beside a network."""
-        return {**asdict(self), "phase": list(self.phase)}
+        return {**asdict(self), "phase": list(self.phase), "field_of_view": list(self.field_of_view)}
 
 
 class VolumeLike(Protocol):
@@ -134,16 +157,19 @@ def prepare(volumes: Iterable[VolumeLike], acquisition: Acquisition, num_classes
     rows: dict[str, list[Any]] = {name: [] for name in SliceStack.__dataclass_fields__ if name != "num_classes"}
     for volume in volumes:
         depth = len(volume.image)
-        side = _square_side(volume.image.shape[1:])
-        image = prepare_image(torch.from_numpy(np.ascontiguousarray(volume.image, dtype=np.float32)), acquisition)
+        patient_key = torch.tensor([key_of(volume.patient)])
+        angle = uniform(patient_key, 2, 1, -acquisition.orientation, acquisition.orientation).item()
+        wider = uniform(patient_key, 3, 1, *acquisition.field_of_view).item()
+        magnitude, label = turned(volume.image, angle, order=3), turned(volume.label, angle, order=0)
+        side = _square_side(volume.image.shape[1:], wider)
+        image = prepare_image(torch.from_numpy(np.ascontiguousarray(magnitude, dtype=np.float32)), acquisition, wider)
         seen = centre_crop(_resample(image, acquisition.matrix), acquisition.crop, (-2, -1))
         quarter = image.shape[-1] // 4
-        patient_key = torch.tensor([key_of(volume.patient)])
         amplitude = uniform(patient_key, 0, 1, *acquisition.phase).item()
         shift = uniform(patient_key, 1, 1, -acquisition.echo_shift, acquisition.echo_shift).item()
         step = side / acquisition.matrix
         rows["images"].append(image)
-        rows["labels"].append(torch.from_numpy(prepare_label(volume.label, acquisition)))
+        rows["labels"].append(torch.from_numpy(prepare_label(label, acquisition, wider)))
         rows["signal"] += [centre_crop(image, quarter, (-2, -1)).abs().mean().item()] * depth
         rows["data_range"] += [seen.abs().max().item()] * depth
         rows["phase_amplitude"] += [amplitude] * depth
@@ -169,15 +195,34 @@ def prepare(volumes: Iterable[VolumeLike], acquisition: Acquisition, num_classes
     )
 
 
-def prepare_image(image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-    """Pad (..., Y, X) to a square field of view and band-limit it to the grid: float32 (..., G, G)."""
-    square = centre_crop(image, _square_side(image.shape[-2:]), (-2, -1))
+def turned(volume: np.ndarray, angle: float, order: int) -> np.ndarray:
+    """The slices (Z, Y, X) turned by ``angle`` degrees about their centre by splines of ``order``, of the same dtype.
+
+    It is done at the resolution of the file, before k-space is cropped to the matrix, so that the interpolation blurs
+    what the matrix does not resolve anyway. Air comes in at the corners.
+    """
+    if angle == 0:
+        return volume
+    from scipy import ndimage  # seconds to import, which only those who turn something should pay
+
+    image = volume.astype(np.float32, copy=False)
+    result = ndimage.rotate(image, angle, axes=(1, 2), reshape=False, order=order)
+    # A spline overshoots at edges; a magnitude is not negative.
+    return np.clip(result, volume.min(), volume.max()).astype(volume.dtype)
+
+
+def prepare_image(image: torch.Tensor, acquisition: Acquisition, wider: float = 1.0) -> torch.Tensor:
+    """Pad (..., Y, X) to a square field of view and band-limit it to the grid: float32 (..., G, G).
+
+    ``wider`` is the factor by which the field of view exceeds the smallest square around the image.
+    """
+    square = centre_crop(image, _square_side(image.shape[-2:], wider), (-2, -1))
     return _resample(square, acquisition.grid)
 
 
-def prepare_label(label: np.ndarray, acquisition: Acquisition) -> np.ndarray:
+def prepare_label(label: np.ndarray, acquisition: Acquisition, wider: float = 1.0) -> np.ndarray:
     """Labels (Z, Y, X) at the pixels of the network's crop, by nearest neighbour: uint8 (Z, C, C)."""
-    side = _square_side(label.shape[-2:])
+    side = _square_side(label.shape[-2:], wider)
     offsets = np.arange(acquisition.crop) - acquisition.crop // 2
     nearest = np.floor(offsets * (side / acquisition.matrix) + 0.5).astype(int)
     sampled = np.zeros((len(label), acquisition.crop, acquisition.crop), np.uint8)
@@ -189,9 +234,10 @@ def prepare_label(label: np.ndarray, acquisition: Acquisition) -> np.ndarray:
     return sampled
 
 
-def _square_side(shape: tuple[int, ...] | torch.Size) -> int:
+def _square_side(shape: tuple[int, ...] | torch.Size, wider: float = 1.0) -> int:
     """Side of the padded square; even, so that its centre is a pixel of every even grid."""
-    return max(shape) + max(shape) % 2
+    side = round(wider * max(shape))
+    return side + side % 2
 
 
 def _resample(image: torch.Tensor, size: int) -> torch.Tensor:

@@ -27,22 +27,26 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
-def random_bits(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
-    """64 random bits per draw: int64 (B, count) for ``keys`` int64 (B,). Streams of one key are independent."""
+# Which draws of a stream are wanted: the first so many, or those with these numbers, int64 (n,) or (B, n).
+Draws = int | torch.Tensor
+
+
+def random_bits(keys: torch.Tensor, stream: int, draws: Draws) -> torch.Tensor:
+    """64 random bits per draw: int64 (B, n) for ``keys`` int64 (B,). Streams of one key are independent."""
     seeds = _mix(keys + _mix(torch.full_like(keys, stream + 1) * _GOLDEN))
-    counters = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
-    return _mix(seeds[:, None] + counters)
+    numbers = torch.arange(draws, device=keys.device) if isinstance(draws, int) else draws
+    return _mix(seeds[:, None] + (numbers + 1) * _GOLDEN)
 
 
-def uniform(keys: torch.Tensor, stream: int, count: int, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
-    """Uniform on (low, high): float32 (B, count)."""
-    unit = _shift_right(random_bits(keys, stream, count), 40).to(torch.float32).add_(0.5).mul_(2.0**-24)
+def uniform(keys: torch.Tensor, stream: int, draws: Draws, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+    """Uniform on (low, high): float32 (B, n)."""
+    unit = _shift_right(random_bits(keys, stream, draws), 40).to(torch.float32).add_(0.5).mul_(2.0**-24)
     return low + (high - low) * unit
 
 
-def complex_normal(keys: torch.Tensor, stream: int, count: int) -> torch.Tensor:
-    """Complex normal with unit variance in the real and in the imaginary part: complex64 (B, count)."""
-    bits = random_bits(keys, stream, count)
+def complex_normal(keys: torch.Tensor, stream: int, draws: Draws) -> torch.Tensor:
+    """Complex normal with unit variance in the real and in the imaginary part: complex64 (B, n)."""
+    bits = random_bits(keys, stream, draws)
     radius_draw = _shift_right(bits, 40).to(torch.float32).add_(0.5).mul_(2.0**-24)
     angle = bits.bitwise_and_(0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24 * 2 * torch.pi)
     return polar(radius_draw.log_().mul_(-2).sqrt_(), angle)

@@ -15,6 +15,9 @@ from seggym.kspace.transforms import centre_crop, fftc, ifftc, polar
 # Streams of an episode's key; the numbers are part of the definition of an episode and must not change.
 PHASE_STREAM = 10
 NOISE_STREAM = 11
+CORRUPTION_STREAM = 12
+ANGLE_STREAM = 13
+AXIS_STREAM = 14
 
 _PHASE_MODES = 4
 
@@ -43,15 +46,56 @@ def smooth_phase(keys: torch.Tensor, amplitude: torch.Tensor, echo_shift: torch.
     return phase.add_(2 * torch.pi * echo_shift[:, None, None] * position)
 
 
-def encode(
-    stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition, dtype: torch.dtype
+def rows_encoded(keys: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """Which of the episodes ``keys`` int64 (B,) encode phase along the rows of the stored image: bool (B,).
+
+    Such a scan sees the image transposed, and its reconstruction is turned back (:func:`upright`).
+    """
+    if acquisition.phase_encode == "columns":
+        return torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+    return uniform(keys, AXIS_STREAM, 1)[:, 0] < 0.5
+
+
+def upright(images: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+    """``images`` (B, C, C) as stored: those in ``transposed`` bool (B,) with their axes exchanged."""
+    return torch.where(transposed[:, None, None], images.mT, images)
+
+
+def objects(
+    stack: SliceStack,
+    indices: torch.Tensor,
+    keys: torch.Tensor,
+    acquisition: Acquisition,
+    dtype: torch.dtype,
+    transposed: torch.Tensor,
 ) -> torch.Tensor:
-    """Noise-free hybrid space (B, J, M, M) of slices ``indices`` int64 (B,) with the phase of ``keys`` int64 (B,)."""
-    grid, matrix = acquisition.grid, acquisition.matrix
+    """What the coils see: complex images (B, J, G, G) of slices ``indices`` with the phase of ``keys``, int64 (B,)."""
+    grid = acquisition.grid
     phase = smooth_phase(keys, stack.phase_amplitude[indices].to(dtype), stack.echo_shift[indices].to(dtype), grid)
-    image = polar(stack.images[indices].to(dtype), phase)[:, None]
-    if acquisition.coils > 1:
-        image = image * birdcage(acquisition.coils, grid).to(image)
+    image = polar(upright(stack.images[indices].to(dtype), transposed), phase)[:, None]
+    return image * birdcage(acquisition.coils, grid).to(image) if acquisition.coils > 1 else image
+
+
+def encode(
+    stack: SliceStack,
+    indices: torch.Tensor,
+    keys: torch.Tensor,
+    acquisition: Acquisition,
+    dtype: torch.dtype,
+    transposed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Noise-free hybrid space (B, J, M, M) of slices ``indices`` int64 (B,) with the phase of ``keys`` int64 (B,).
+
+    ``transposed`` bool (B,) overrules which axis the keys encode phase along (:func:`rows_encoded`).
+    """
+    if transposed is None:
+        transposed = rows_encoded(keys, acquisition)
+    return hybrid_space(objects(stack, indices, keys, acquisition, dtype, transposed), acquisition)
+
+
+def hybrid_space(image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """Hybrid space (B, J, M, M) of complex images (B, J, G, G)."""
+    grid, matrix = acquisition.grid, acquisition.matrix
     # Phase encoding first: readouts need to be transformed for the lines of the matrix only.
     lines = centre_crop(fftc(image, (-1,)), matrix, (-1,))
     kspace = centre_crop(fftc(lines, (-2,)), matrix, (-2,))
@@ -71,6 +115,18 @@ def thermal_noise(
     sigma = stack.signal[indices] / acquisition.snr
     noise = complex_normal(keys, NOISE_STREAM, shape[0] * shape[1] * shape[2]).view(-1, *shape)
     return noise.mul_(sigma[:, None, None, None])
+
+
+def corruption(
+    keys: torch.Tensor, numbers: torch.Tensor, acquisition: Acquisition
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether measurements are corrupted, bool, and the factor of their samples, complex64; both (B, n).
+
+    ``numbers`` int64 (n,) or (B, n) tells the measurements of an episode apart: view + V * how often it was measured.
+    """
+    corrupted = uniform(keys, CORRUPTION_STREAM, numbers) < acquisition.corruption
+    angle = uniform(keys, ANGLE_STREAM, numbers, -torch.pi, torch.pi)
+    return corrupted, polar(torch.ones_like(angle), torch.where(corrupted, angle, 0))
 
 
 def line_phases(acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -128,6 +184,12 @@ def reconstruct(hybrid: torch.Tensor, acquired: torch.Tensor | None, acquisition
     return centre_crop(ifftc(rows, (-1,)), acquisition.crop, (-1,))
 
 
-def zero_filled(hybrid: torch.Tensor, acquired: torch.Tensor | None, acquisition: Acquisition) -> torch.Tensor:
-    """The magnitude float (B, C, C) of :func:`reconstruct`."""
-    return root_sum_of_squares(to_planes(reconstruct(hybrid, acquired, acquisition)))
+def zero_filled(
+    hybrid: torch.Tensor,
+    acquired: torch.Tensor | None,
+    acquisition: Acquisition,
+    transposed: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The magnitude float (B, C, C) of :func:`reconstruct`, turned back where ``transposed`` bool (B,) says so."""
+    magnitude = root_sum_of_squares(to_planes(reconstruct(hybrid, acquired, acquisition)))
+    return magnitude if transposed is None else upright(magnitude, transposed)

@@ -89,12 +89,13 @@ def compare_choices(
     keys = torch.tensor([key_of(f"precision:{stack.names[index]}") for index in scans.tolist()], device=device)
     hybrid = simulation.encode(stack, scans, keys, acquisition, torch.float32)
     hybrid += simulation.thermal_noise(stack, scans, keys, acquisition)
+    transposed = simulation.rows_encoded(keys, acquisition)
     cases = [(scan, mask) for scan in range(len(scans)) for mask in _masks(acquisition, scan)]
     rows: list[tuple[bool, float, float]] = []
     started = 0.0
     for scan, mask in tqdm(cases, desc=f"{title}: choices in bf16 against fp32", unit="choice", mininterval=5):
         tried = torch.from_numpy(_tried(acquisition, mask)).to(device)
-        images = simulation.zero_filled(hybrid[scan : scan + 1], tried, acquisition)
+        images = simulation.zero_filled(hybrid[scan : scan + 1], tried, acquisition, transposed[scan : scan + 1])
         labels = stack.labels[scans[scan]].expand(len(tried), -1, -1)
         truth = encode_truth(labels, stack.num_classes)
         exact, rounded = (

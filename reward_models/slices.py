@@ -49,4 +49,5 @@ def prepared_slices(cohort: Cohort, patients: Iterable[str], acquisition: Acquis
 
 def preparation_settings(acquisition: Acquisition) -> dict[str, Any]:
     """What :func:`~seggym.kspace.acquisition.prepare` reads of an acquisition; the rest does not touch slices."""
-    return {name: getattr(acquisition, name) for name in ("matrix", "grid", "crop", "phase", "echo_shift")}
+    names = ("matrix", "grid", "crop", "phase", "echo_shift", "orientation", "field_of_view")
+    return {name: getattr(acquisition, name) for name in names}

@@ -21,7 +21,7 @@ from seggym.errors import SeggymError
 from seggym.files import write_atomic
 from seggym.kspace import simulation
 from seggym.kspace.acquisition import Acquisition, SliceStack
-from seggym.kspace.keyed_random import random_bits
+from seggym.kspace.keyed_random import random_bits, uniform
 from seggym.kspace.masks import random_acquired
 from seggym.reward_models.frozen import normalise
 from seggym.reward_models.metrics import dice_per_class, encode_truth
@@ -29,6 +29,9 @@ from seggym.reward_models.networks import build_network
 from seggym.reward_models.precision import native_precision, resolve_precision
 
 STATE = "training_state.pt"
+
+# Streams of a training scan's key, beside those of seggym.kspace.simulation.
+_MENDED_STREAM = 20
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,20 @@ class Simulator:
 def simulate(
     stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquired: torch.Tensor, acquisition: Acquisition
 ) -> torch.Tensor:
-    """Zero-filled magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``."""
+    """Zero-filled magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``.
+
+    Where the scan corrupts lines, a scan of a policy that measures them again has fewer of them than one that does not:
+    the share that stays corrupted is drawn per scan, from none to all.
+    """
     hybrid = simulation.encode(stack, indices, keys, acquisition, torch.float32)
     hybrid += simulation.thermal_noise(stack, indices, keys, acquisition)
-    return simulation.zero_filled(hybrid, acquired, acquisition)
+    if acquisition.corruption:
+        lines = torch.arange(acquisition.matrix, device=keys.device)
+        _, factor = simulation.corruption(keys, lines, acquisition)
+        mended = uniform(keys, _MENDED_STREAM, 1) > uniform(keys, _MENDED_STREAM + 1, acquisition.matrix)
+        hybrid *= torch.where(mended, 1, factor)[:, None, None, :]
+    transposed = simulation.rows_encoded(keys, acquisition)
+    return simulation.zero_filled(hybrid, acquired, acquisition, transposed)
 
 
 def _moved(stack: SliceStack, indices: torch.Tensor, scan: Acquisition, rng: np.random.Generator) -> SliceStack:

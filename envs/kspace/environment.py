@@ -28,6 +28,8 @@ def observation_space(engine: KSpaceEngine) -> spaces.Dict:
         "acquired": spaces.MultiBinary(lines),
         "budget": spaces.Box(0, 1, (1,), np.float32),
         "energy": spaces.Box(0, 1, (lines,), np.float32),
+        "corrupted": spaces.MultiBinary(lines),
+        "axis": spaces.MultiBinary(1),
         "image_float": spaces.Box(0, np.inf, (1, crop, crop), np.float32),
         "probabilities": spaces.Box(0, 255, (engine.stack.num_classes, crop, crop), np.uint8),
         "probability_grid": spaces.Box(0, 1, (engine.stack.num_classes * GRID * GRID,), np.float32),
@@ -166,6 +168,8 @@ class KSpaceVectorEnv(VectorEnv):
             "key": engine.keys.clone(),
             "budget": engine.budgets.clone(),
             "lines": engine.acquired.sum(1),
+            "measurements": engine.steps.clone(),
+            "time": engine.duration(engine.steps, engine.decisions),
             "quality": engine.quality.clone(),
             "illegal_actions": self._illegal_actions.clone(),
         }
@@ -249,11 +253,15 @@ class KSpaceEnv(gymnasium.Env):
     ``Discrete(M)``: the absolute index of a line of the acquisition matrix, DC at ``M // 2``; ``Discrete(M + 1)`` with
     ``stop_action``, whose last action ends the scan. A line that is measured already, or is no candidate, is illegal:
     by default it measures nothing and uses one unit of budget (``illegal_action``: "noop", "penalty" or "raise").
+    ``lines_per_step`` measures the lines nearest to it as well; ``remeasure`` makes lines legal that are measured
+    already; ``choose_axis`` adds two actions, columns and rows, for the axis of phase encoding, the first choice of an
+    episode.
 
     ## Observation Space
     ``Dict`` of ``image`` uint8 (1, C, C), the reconstruction so far; ``acquired`` int8 (M,); ``budget`` float32 (1,),
     the lines left, divided by M. ``observation=`` chooses other parts: ``energy`` float32 (M,), of the measured lines
-    on a log scale; ``probability_grid`` float32 (K * 8 * 8,), mean class probabilities over a coarse grid;
+    on a log scale; ``corrupted`` int8 (M,), measured lines known to be out of phase; ``axis`` int8 (1,), 1 where phase
+    is encoded along rows; ``probability_grid`` float32 (K * 8 * 8,), mean class probabilities over a coarse grid;
     ``probabilities`` uint8 (K, C, C); ``features`` float32 (F,), of the scoring network's bottleneck (cross-fitted
     networks have different ones: for a policy take ``probability_grid``); ``kspace`` float32 (2 J, M, M), J coils;
     ``image_float`` float32 (1, C, C); ``action_mask`` int8 (A,). Everything is a function of measured samples only.
@@ -262,7 +270,7 @@ class KSpaceEnv(gymnasium.Env):
     The gain in quality, lambda_seg * segmentation + lambda_recon * reconstruction (lambda_2 and lambda_1 of the paper).
     Segmentation quality is the soft Dice over the classes present, less a penalty on area predicted for absent ones.
     ``info["reward_parts"]["quality"]`` sums to the final minus the initial quality; other parts are ``illegal`` (a
-    penalty) and ``level`` (ASMR's reward, in place of ``quality``). See
+    penalty), ``time`` (its cost) and ``level`` (ASMR's reward, in place of ``quality``). See
     :class:`seggym.envs.kspace.settings.KSpaceSettings` for the alternatives.
 
     ## Starting State
@@ -273,8 +281,10 @@ class KSpaceEnv(gymnasium.Env):
     Terminated when the budget is used up, no candidate is left, or by the stop action. Never truncated.
 
     ## Information
-    ``action_mask`` int8 (A,), ``sample``, ``key``, ``budget``, ``lines``, ``quality``, ``dice`` (per foreground class,
-    NaN where absent), ``absent_area`` (pixels predicted for absent classes), ``illegal_actions``, ``reward_parts``.
+    ``action_mask`` int8 (A,), ``sample``, ``key``, ``budget``, ``lines`` (different ones, the initial ones included),
+    ``measurements`` (after the initial ones, repetitions included), ``time`` (ms), ``quality``, ``dice`` (per
+    foreground class, NaN where absent), ``absent_area`` (pixels predicted for absent classes), ``illegal_actions``,
+    ``reward_parts``.
 
     ## Arguments
     The fields of :class:`seggym.envs.kspace.settings.KSpaceSettings`, and ``render_mode="rgb_array"``.

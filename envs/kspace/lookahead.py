@@ -11,14 +11,12 @@ from seggym.envs.batched import pieces, read_rows
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.reward import quality
 from seggym.envs.kspace.segmentation import segment
-from seggym.kspace import simulation
 
 
 def try_lines(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor, title: str | None = None) -> torch.Tensor:
     """Quality float (B,) that environment ``slots[i]`` would have with line ``lines[i]`` added; both int64 (B,).
 
-    The lines must not be measured yet: adding a measured one would count it twice. With a ``title`` a bar shows how
-    long it will take.
+    A line that is measured already is measured again. With a ``title`` a bar shows how long it will take.
     """
     found = torch.empty(len(slots), dtype=engine.dtype, device=engine.device)
     # By network, so that the batches that each of them gets are full.
@@ -31,9 +29,7 @@ def try_lines(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor, ti
 
 
 def _try(engine: KSpaceEngine, slots: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
-    planes = engine.planes[slots]
-    simulation.add_lines(planes, *simulation.line_factors(engine.signal_of(slots, lines), engine.line_phases[lines]))
-    magnitude = engine.magnitude_of(planes)
+    magnitude = engine.scanner.tried(slots, lines)
     prediction = None
     if engine.settings.needs_network:
         prediction = segment(engine.networks, engine.routing[engine.samples[slots]], magnitude)

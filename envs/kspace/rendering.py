@@ -1,11 +1,11 @@
 """A picture of a scan so far: k-space, images, segmentation and the curve of quality against lines."""
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
-from seggym.kspace import simulation
 from seggym.kspace.transforms import fftc
 
 # Side of a panel, height of its title, of the curve below the panels and of the margins, in pixels.
@@ -34,9 +34,10 @@ class Canvas:
 
     def restart(self, engine: KSpaceEngine, slot: int) -> None:
         """A new episode has begun in environment ``slot``."""
-        hybrid = engine.hybrid(slice(slot, slot + 1))
-        self._full = simulation.zero_filled(hybrid, None, engine.acquisition)[0].cpu().numpy()
-        self._spectrum = _log_magnitude(fftc(hybrid[0], (-2,)).abs().square().sum(0).sqrt().cpu().numpy())
+        scanner = engine.scanner
+        self._full = scanner.full(torch.tensor([slot], device=engine.device))[0].cpu().numpy()
+        hybrid = scanner.signal[slot].permute(1, 2, 0)
+        self._spectrum = _log_magnitude(fftc(hybrid, (-2,)).abs().square().sum(0).sqrt().cpu().numpy())
         self._labels = engine.stack.labels[engine.samples[slot]].cpu().numpy()
         self._names = _class_names(engine)
         self._acquired = np.zeros(engine.num_lines, bool)
@@ -56,7 +57,7 @@ class Canvas:
         self._acquired = engine.acquired[slot].cpu().numpy().copy()
         self._remaining = max(int(engine.remaining[slot]), 0)
         image = _grey(engine.magnitude[slot].cpu().numpy())
-        name = "zero-filled" if engine.reconstructor is None else "reconstruction"
+        name = "zero-filled" if not engine.scanner.needs_refresh else "reconstruction"
         self._panels = {
             "k-space": _lines_panel(self._spectrum, self._acquired, newest),
             f"{name}, {self._acquired.sum()} of {engine.num_lines} lines": image,

@@ -63,8 +63,8 @@ def quality_reward(
 ) -> torch.Tensor:
     """The reward for the line that brought quality from ``before`` to ``after``; all arguments (B,).
 
-    ``step`` counts lines from 1; ``initial`` is Q_0. An episode that ends early (stop action) keeps its last quality
-    for the remaining lines, which is what the weights already say.
+    ``step`` counts lines from 1, 0 is before the first of them; ``initial`` is Q_0. An episode that ends early (stop
+    action) keeps its last quality for the remaining lines, which is what the weights already say.
     """
     if settings.reward == "level":
         # ASMR (Yen et al., ICML 2024): the level itself, squashed, and nothing during the first steps.
@@ -74,5 +74,5 @@ def quality_reward(
         return torch.where(ended, after - initial, 0)
     gain = after - before
     if settings.objective == "area":
-        gain = gain * (budget - step + 1) / budget
+        gain = gain * (budget - step.clamp_min(1) + 1) / budget
     return gain

@@ -14,6 +14,8 @@ OBSERVATIONS = (
     "acquired",
     "budget",
     "energy",
+    "corrupted",
+    "axis",
     "image_float",
     "probabilities",
     "probability_grid",
@@ -31,6 +33,8 @@ _CHOICES = {
     "reward": ("dense", "terminal", "level"),
     "illegal_action": ("noop", "raise", "penalty"),
     "precision": ("fp32", "bf16", "auto", "fp64"),
+    "remeasure": ("never", "flagged", "any"),
+    "reward_reference": ("labels", "full_prediction"),
 }
 _TYPES = {
     "lambda_seg": float,
@@ -39,6 +43,12 @@ _TYPES = {
     "illegal_penalty": float,
     "level_delay": int,
     "stop_action": bool,
+    "choose_axis": bool,
+    "corruption_flagged": bool,
+    "lines_per_step": int,
+    "line_time": float,
+    "latency": float,
+    "time_cost": float,
 }
 
 
@@ -55,13 +65,21 @@ class KSpaceSettings:
     ``lambda_recon`` (lambda_2 and lambda_1 of the paper), ``seg_metric``, ``recon_metric``, ``absent_weight`` (cost of
     the share of the image predicted as a class that is absent), ``objective`` (final quality or area under the curve),
     ``reward`` ("dense" gains, "terminal" gain, or ASMR's delayed "level"), ``level_delay`` (its steps without reward).
+    ``reward_reference`` is what predictions are compared with: the "labels", or "full_prediction", what the network
+    itself makes of full k-space, so that a reward needs no labels (``info["dice"]`` then is agreement with that).
     A terminal reward has no area. It needs one forward pass per episode: ``info["quality"]`` and ``info["dice"]`` are
     then the initial ones until the last step, unless the network is observed.
     Episode: ``budget`` (lines after the initial ones; a number or a range [low, high] drawn per episode),
-    ``candidates`` ([first, last] line that may be measured; None is all), ``stop_action``, ``illegal_action``,
-    ``illegal_penalty``, ``train_sampler_filename`` (weights of the slices in the draw).
-    Observation: ``observation`` (parts, see :data:`OBSERVATIONS`), ``reconstructor`` (folder of a network that maps the
-    zero-filled magnitude to a better one; None is zero-filled).
+    ``candidates`` ([first, last] line that may be measured; None is all), ``lines_per_step`` (a segment per heart beat:
+    the line of the action and those nearest to it that may be measured), ``remeasure`` (which lines may be measured
+    again, replacing what was measured: "never", "flagged" as corrupted, "any"), ``choose_axis`` (the first action is
+    the axis of phase encoding; two actions after all others, columns and rows; it uses no budget), ``stop_action``,
+    ``illegal_action``, ``illegal_penalty``, ``train_sampler_filename`` (weights of the slices in the draw).
+    Time: ``line_time`` ms per measurement and ``latency`` ms per decision make ``info["time"]``; ``time_cost`` is what
+    a second of it costs, in units of quality: the part "time" of the reward.
+    Observation: ``observation`` (parts, see :data:`OBSERVATIONS`), ``corruption_flagged`` (whether corrupted lines are
+    known as such, in the observation ``corrupted`` and to ``remeasure="flagged"``), ``reconstructor`` (folder of a
+    network that maps the zero-filled magnitude to a better one; None is zero-filled).
     Computing: ``device`` ("auto" is CUDA where there is one), ``precision`` of the networks, ``micro_batch`` (images
     that pass through a network at a time; None is what suits the device).
     """
@@ -82,14 +100,22 @@ class KSpaceSettings:
     absent_weight: float = 10.0
     objective: str = "final"
     reward: str = "dense"
+    reward_reference: str = "labels"
     level_delay: int = 7
     budget: int | Sequence[int] = 12
     candidates: Sequence[int] | None = None
+    lines_per_step: int = 1
+    remeasure: str = "never"
+    choose_axis: bool = False
     stop_action: bool = False
+    line_time: float = 0.0
+    latency: float = 0.0
+    time_cost: float = 0.0
     illegal_action: str = "noop"
     illegal_penalty: float = 0.01
     train_sampler_filename: str | None = None
     observation: Sequence[str] = DEFAULT_OBSERVATION
+    corruption_flagged: bool = True
     reconstructor: str | None = None
     device: str = "auto"
     precision: str = "fp32"
@@ -117,6 +143,16 @@ class KSpaceSettings:
                 "reward=terminal and objective=area exclude each other, as the quality at the end says nothing of the "
                 "area under the curve: set objective=final, or reward=dense"
             )
+        if self.remeasure == "flagged" and not self.corruption_flagged:
+            raise SeggymError(
+                "remeasure=flagged needs corruption_flagged=true: nobody knows which lines are corrupted; set "
+                "remeasure=any"
+            )
+        for name in ("line_time", "latency", "time_cost"):
+            if getattr(self, name) < 0:
+                raise SeggymError(f"{name}={getattr(self, name)} must not be negative")
+        if self.lines_per_step < 1:
+            raise SeggymError(f"lines_per_step={self.lines_per_step} must be at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise SeggymError(f"micro_batch={self.micro_batch} must be at least 1, or null")
         matrix = self.scan.matrix

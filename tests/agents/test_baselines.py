@@ -80,17 +80,18 @@ def test_energy_following_grows_towards_the_stronger_side_and_sees_measured_line
     for _ in range(6):
         actions = policy.act(engine, {}, engine.action_mask())
         unmeasured = ~engine.acquired
-        kept = engine.signal.clone(), engine.line_energy.clone()
-        engine.signal[unmeasured] = 1e6 * torch.randn_like(engine.signal[unmeasured])
-        engine.line_energy[unmeasured] = 1e12 * torch.rand_like(engine.line_energy[unmeasured])
+        kept = engine.scanner.signal.clone(), engine.scanner.energy.clone()
+        engine.scanner.signal[unmeasured] = 1e6 * torch.randn_like(engine.scanner.signal[unmeasured])
+        engine.scanner.energy[unmeasured] = 1e12 * torch.rand_like(engine.scanner.energy[unmeasured])
         assert torch.equal(policy.act(engine, {}, engine.action_mask()), actions)
-        engine.signal.copy_(kept[0])
-        engine.line_energy.copy_(kept[1])
+        engine.scanner.signal.copy_(kept[0])
+        engine.scanner.energy.copy_(kept[1])
         for scan, line in enumerate(actions.tolist()):
             measured = engine.acquired[scan].nonzero()[:, 0]
             low, high = int(measured.min()), int(measured.max())
             assert len(measured) == high - low + 1
-            stronger = engine.signal[scan, high].abs().square().sum() >= engine.signal[scan, low].abs().square().sum()
+            outermost = engine.scanner.signal[scan, [high, low]].abs().square().sum((1, 2))
+            stronger = outermost[0] >= outermost[1]
             assert line == (high + 1 if stronger else low - 1)
         engine.step(actions)
 

@@ -56,16 +56,16 @@ def test_unmeasured_lines_do_not_show(make_engine, play, settings):
     expected = observations(engine, actions)
     ever = engine.acquired.clone()
     engine.begin(torch.arange(4), engine.draw(torch.tensor(KEYS)))
-    replaced = torch.where(ever[:, :, None, None], engine.signal, 100 * torch.randn_like(engine.signal))
-    engine.signal.copy_(replaced)
+    replaced = torch.where(ever[:, :, None, None], engine.scanner.signal, 100 * torch.randn_like(engine.scanner.signal))
+    engine.scanner.signal.copy_(replaced)
     assert_bitwise(engine.observe(), expected[0])
     for action, before in zip(actions, expected[1:], strict=True):
         engine.step(action)
-        kept = engine.signal.clone()
+        kept = engine.scanner.signal.clone()
         hidden = ~engine.acquired[:, :, None, None]
-        engine.signal.copy_(torch.where(hidden, 100 * torch.randn_like(kept), kept))
+        engine.scanner.signal.copy_(torch.where(hidden, 100 * torch.randn_like(kept), kept))
         assert_bitwise(engine.observe(), before)
-        engine.signal.copy_(kept)
+        engine.scanner.signal.copy_(kept)
 
 
 def test_unmeasured_lines_do_not_show_at_the_reset(make_engine, play, settings, monkeypatch):
@@ -81,7 +81,7 @@ def test_unmeasured_lines_do_not_show_at_the_reset(make_engine, play, settings, 
 
     monkeypatch.setattr(simulation, "thermal_noise", corrupted)
     seen = observations(engine, [])
-    assert not torch.equal(engine.signal[:, ~measured], torch.zeros_like(engine.signal[:, ~measured]))
+    assert not torch.equal(engine.scanner.signal[:, ~measured], torch.zeros_like(engine.scanner.signal[:, ~measured]))
     assert_bitwise(seen[0], expected[0])
 
 
@@ -89,5 +89,5 @@ def test_the_test_can_fail(make_engine, play, settings):
     """Changing a measured line does change what is seen."""
     engine = make_engine(4, **settings)
     before = observations(engine, [])
-    engine.signal[:, engine.num_lines // 2] *= 2
+    engine.scanner.signal[:, engine.num_lines // 2] *= 2
     assert not torch.equal(engine.observe()["kspace"], before[0]["kspace"])

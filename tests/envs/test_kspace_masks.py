@@ -52,7 +52,7 @@ def test_the_initial_lines_are_an_odd_block_around_dc(make_engine):
         assert np.flatnonzero(observation["acquired"]).tolist() == [matrix // 2 + offset for offset in range(-2, 3)]
         assert np.flatnonzero(info["action_mask"] == 0).tolist() == np.flatnonzero(observation["acquired"]).tolist()
         # DC is where the energy is.
-        energy = env.engine.signal[0].abs().square().sum((1, 2))
+        energy = env.engine.scanner.signal[0].abs().square().sum((1, 2))
         assert abs(int(energy.argmax()) - matrix // 2) <= env.engine.acquisition.echo_shift + 1
 
 

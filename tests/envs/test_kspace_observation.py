@@ -23,7 +23,7 @@ def test_energy_is_that_of_the_measured_lines(engine):
     energy = seen["energy"].numpy()
     acquired = seen["acquired"].numpy().astype(bool)
     for scan in range(4):
-        lines = np.abs(engine.signal[scan, :, 0].numpy()) ** 2
+        lines = np.abs(engine.scanner.signal[scan, :, 0].numpy()) ** 2
         expected = lines.sum(1)[acquired[scan]]
         expected = np.clip(1 + np.log10(expected / expected.max()) / 6, 0, 1)
         assert energy[scan][acquired[scan]] == pytest.approx(expected, abs=1e-5)

@@ -165,8 +165,8 @@ def test_a_state_of_another_version_is_refused(make_engine):
     env = KSpaceVectorEnv(3, engine=make_engine(3))
     env.reset(seed=0)
     state = env.state_dict()
-    state["engine"]["image"] = state["engine"].pop("planes")
-    with pytest.raises(SeggymError, match="lacks planes, so another version"):
+    state["engine"]["image"] = state["engine"].pop("scanner.planes")
+    with pytest.raises(SeggymError, match=r"lacks scanner\.planes, so another version"):
         env.load_state_dict(state)
 
 

@@ -57,7 +57,7 @@ def test_incremental_update_equals_a_direct_masked_transform(make_engine, play, 
                 [direct_image(engine.stack, engine.acquisition, *episode, acquired, coil) for coil in range(coils)]
             )
             scale = np.abs(expected).max()
-            found = engine.planes[slot].numpy()
+            found = engine.scanner.planes[slot].numpy()
             np.testing.assert_allclose(found[:, 0] + 1j * found[:, 1], expected, atol=1e-5 * scale)
             combined = np.sqrt((np.abs(expected) ** 2).sum(0))
             np.testing.assert_allclose(engine.magnitude[slot].numpy(), combined, atol=1e-5 * scale)

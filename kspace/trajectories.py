@@ -1,0 +1,74 @@
+"""What one measurement of a scan is: the interface of every trajectory, and Cartesian phase-encode lines.
+
+A scan consists of V *views* (lines, spokes, points); an action measures one of them. A view has S complex samples per
+receive coil, kept in a form in which white noise stays white, and adds a term to each coil's image that is linear in
+its samples.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from seggym.kspace import orders, simulation
+from seggym.kspace.acquisition import Acquisition
+
+
+class Trajectory(Protocol):
+    """The views of an acquisition; B scans, J coils, V views of S samples, images of C x C pixels on a grid G."""
+
+    num_views: int
+    num_samples: int
+    initial: np.ndarray
+    """Indices of the views that are measured before the first action."""
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Noise-free samples complex (B, V, J, S) of images complex (B, J, G, G)."""
+        ...
+
+    def noise_numbers(self) -> torch.Tensor:
+        """The numbers of the noise draws of every sample, int64 (V, J, S): each of 0..V*J*S-1 once."""
+        ...
+
+    def add(self, planes: torch.Tensor, samples: torch.Tensor, views: torch.Tensor) -> None:
+        """Add ``samples`` complex (B, J, S) of ``views`` int64 (B,) to float planes (B, J, 2, C, C), in place."""
+        ...
+
+    def reconstruct(self, samples: torch.Tensor, acquired: torch.Tensor | None) -> torch.Tensor:
+        """Complex images (B, J, C, C) of the views in ``acquired`` bool (B, V), None for all: the direct transform."""
+        ...
+
+
+class CartesianLines:
+    """Phase-encode lines in *hybrid space*: readouts are already transformed to the image domain.
+
+    View v is line v of the acquisition matrix, its samples are the M positions along the readout. One more line is a
+    rank-1 update of each coil's image, and the central crop needs only the rows of the crop.
+    """
+
+    def __init__(self, acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> None:
+        self.acquisition = acquisition
+        self.num_views = self.num_samples = acquisition.matrix
+        self.initial = orders.initial_block(acquisition.matrix, acquisition.initial_lines)
+        self._phases = simulation.line_phases(acquisition, dtype, device)
+        first = acquisition.matrix // 2 - acquisition.crop // 2
+        self._rows = slice(first, first + acquisition.crop)
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Noise-free samples complex (B, V, J, S)."""
+        return simulation.hybrid_space(image, self.acquisition).permute(0, 3, 1, 2)
+
+    def noise_numbers(self) -> torch.Tensor:
+        """Numbers of the noise draws, int64 (V, J, S): those of hybrid space (J, readout, line) in its own order."""
+        matrix = self.acquisition.matrix
+        numbers = torch.arange(self.acquisition.coils * matrix * matrix, device=self._phases.device)
+        return numbers.view(-1, matrix, matrix).permute(2, 0, 1)
+
+    def add(self, planes: torch.Tensor, samples: torch.Tensor, views: torch.Tensor) -> None:
+        """Rank-1 updates of the planes, in place."""
+        left, right = simulation.line_factors(samples[..., self._rows], self._phases[views])
+        simulation.add_lines(planes, left, right)
+
+    def reconstruct(self, samples: torch.Tensor, acquired: torch.Tensor | None) -> torch.Tensor:
+        """Complex images (B, J, C, C)."""
+        return simulation.reconstruct(samples.permute(0, 2, 3, 1), acquired, self.acquisition)
