@@ -45,6 +45,7 @@ class Baseline:
 
     privileged = False
     anytime = True
+    every_budget = False  # has no meaning as one run read off at every line: re-run for each budget in any protocol
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -58,8 +59,19 @@ class Baseline:
         raise NotImplementedError
 
 
+def first_line(orders: torch.Tensor, engine: KSpaceEngine, legal: torch.Tensor) -> torch.Tensor:
+    """The first line of each of ``orders`` int64 (N, M) that is legal and not yet measured: int64 (N,).
+
+    An order never measures a line again, where an environment would allow it. A scan with no such line gets the first
+    action that is legal: the axis of phase encoding, say, where that is chosen first.
+    """
+    possible = (legal[:, : engine.num_lines] & ~engine.acquired).gather(1, orders)
+    line = orders.gather(1, possible.byte().argmax(1, keepdim=True))[:, 0]
+    return torch.where(possible.any(1), line, legal.byte().argmax(1))
+
+
 class FixedOrder(Baseline):
-    """The first legal line of one ``order`` (M,) for all scans."""
+    """The first line of one ``order`` (M,) that is legal and not yet measured, for all scans."""
 
     def __init__(self, name: str, order: np.ndarray) -> None:
         super().__init__(name)
@@ -79,11 +91,11 @@ class FixedOrder(Baseline):
                 "order for this matrix"
             )
         order = torch.from_numpy(self.order).to(legal.device)
-        return order[legal[:, order].byte().argmax(1)]
+        return first_line(order.expand(len(legal), -1), engine, legal)
 
 
 class EpisodeOrder(Baseline):
-    """The first legal line of an order that is drawn anew for every episode.
+    """The first line, legal and not yet measured, of an order that is drawn anew for every episode.
 
     ``draw(rng, budget)`` returns a permutation (M,). ``rng`` is seeded by the key of the episode, so the order belongs
     to the episode and not to the batch that it runs in; policies given the same key draw from the same numbers.
@@ -105,8 +117,7 @@ class EpisodeOrder(Baseline):
 
     def act(self, engine: KSpaceEngine, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:
         """Actions int64 (N,)."""
-        first = legal.gather(1, self._orders).byte().argmax(1, keepdim=True)
-        return self._orders.gather(1, first)[:, 0]
+        return first_line(self._orders, engine, legal)
 
 
 class CallablePolicy:
