@@ -19,6 +19,7 @@ from seggym.agents import resuming
 from seggym.agents.algorithms import Algorithm
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import best_legal, num_passed_scores, policy_heads
+from seggym.agents.blind import BlindEngine
 from seggym.agents.callbacks import (
     Checkpoints,
     EpisodeLog,
@@ -53,7 +54,8 @@ class TrainSettings:
     off), ``group_size`` at :mod:`seggym.agents.algorithms.grouped` (1 is off). ``eval_every``, ``checkpoint_every`` and
     ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
     ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
-    PPO there instead of in main memory; None is where the environment runs on a GPU.
+    PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates with
+    the observations of other patients (:mod:`seggym.agents.blind`).
     """
 
     run_dir: str
@@ -76,6 +78,7 @@ class TrainSettings:
     device: str = "auto"
     rollouts_on_device: bool | None = None
     progress_bar: bool = False
+    blind: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to be resumed."""
@@ -145,7 +148,10 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
     algorithm = find_algorithm(settings.algorithm)
     on_device = _rollouts_on_device(settings, algorithm)
     kwargs = {**settings.env_kwargs, "output": "torch"} if on_device else settings.env_kwargs
-    env = BatchedVecEnv(make_batch(settings.env_id, kwargs, settings.num_envs), settings.group_size)
+    batch = make_batch(settings.env_id, kwargs, settings.num_envs)
+    if settings.blind:
+        batch.engine = BlindEngine(batch.engine)
+    env = BatchedVecEnv(batch, settings.group_size)
     rollouts: dict[str, Any] = {}
     if algorithm.rollout_buffer is not None:
         rollouts["rollout_buffer_class"] = algorithm.rollout_buffer
@@ -249,7 +255,9 @@ def validation_measure(settings: TrainSettings, model: BaseAlgorithm) -> Callabl
         "budget": trained_on.settings.budget_range[1],
         "train_sampler_filename": None,
     }
-    engine: KSpaceEngine = make_batch(settings.env_id, kwargs, min(_VALIDATION_BATCH, settings.eval_episodes)).engine
+    engine: Any = make_batch(settings.env_id, kwargs, min(_VALIDATION_BATCH, settings.eval_episodes)).engine
+    if settings.blind:
+        engine = BlindEngine(engine)
     episodes = validation_episodes(engine, settings.eval_episodes)
 
     def measure() -> dict[str, float]:
