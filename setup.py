@@ -20,6 +20,6 @@ setup(
     package_data={
         "seggym": ["py.typed"],
         "seggym.configs": ["*.yaml", "*/*.yaml"],
-        "seggym.reward_models": ["phantom/*/*", "phantom/*"],
+        "seggym.reward_models": ["phantom/*/*", "phantom/*", "phantom_hard/*/*", "phantom_hard/*"],
     },
 )

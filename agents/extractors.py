@@ -129,7 +129,3 @@ def _image_network(shape: tuple[int, ...], width: int, embedding: int) -> nn.Seq
     with torch.no_grad():
         flat = convolutions(torch.zeros(1, *shape)).shape[1]
     return nn.Sequential(convolutions, nn.Linear(flat, embedding), nn.ReLU())
-
-
-# What a snapshot may name.
-EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {"dict": DictExtractor, "lines": LineExtractor}

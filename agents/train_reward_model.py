@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
     split = split_cohort(cohort, config.cohort.split)
     acquisition = build(Acquisition, config.cohort.acquisition, "cohort.acquisition.")
     place = seggym_home() if config.publish else Path("runs")
-    folder = Path(config.output).expanduser() if config.output else place / "reward_models" / cohort.name
+    folder = Path(config.output).expanduser() if config.output else place / "reward_models" / config.name
     plan = Plan(recipe(config, config.reward_model), _independent(config), config.folds)
     members = list(config.members) if config.members else None
     fit_reward_model(folder, cohort, split, acquisition, plan, resolve_device(config.device), members)

@@ -21,7 +21,7 @@ _HARD_SCAN = {
 }
 _HARD = {
     "acquisition": _HARD_SCAN,
-    "remeasure": "flagged",
+    "remeasure": "any",
     "budget": 24,
     "observation": ["image", "acquired", "budget", "energy", "corrupted", "axis"],
 }

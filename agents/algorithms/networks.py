@@ -3,12 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from seggym.agents.algorithms import ALGORITHMS, Algorithm
-from seggym.agents.extractors import EXTRACTORS
+from seggym.agents.echo_extractor import EchoExtractor
+from seggym.agents.extractors import DictExtractor, LineExtractor
 from seggym.errors import SeggymError
 
+EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
+    "dict": DictExtractor,
+    "lines": LineExtractor,
+    "echo": EchoExtractor,
+}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _KEYS = {"extractor", "extractor_kwargs", "net_arch", "activation"}
 
