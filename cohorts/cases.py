@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -39,6 +40,28 @@ class Source:
         yield from zip(self.files, np.array_split(values, len(self.files)), strict=True)
 
 
+class AnyCase(Protocol):
+    """One volume on disk, whatever it is stored as."""
+
+    @property
+    def patient(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the volume."""
+        ...
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files that hold the image itself."""
+        ...
+
+    def load(self, num_classes: int, complain: Complain) -> Volume | None:
+        """Read the volume; every fault in it goes to ``complain``, and then the result is None."""
+        ...
+
+
 @dataclass(frozen=True)
 class Case:
     """One volume on disk, not yet read. ``spacing`` (z, y, x) in mm replaces the one of the image file."""
@@ -55,6 +78,15 @@ class Case:
     def files(self) -> tuple[Path, ...]:
         """Every file of the volume."""
         return self.image.files + self.label.files + (self.scribble.files if self.scribble else ())
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files of the image."""
+        return self.image.files
+
+    def load(self, num_classes: int, complain: Complain) -> Volume | None:
+        """:func:`load_case`."""
+        return load_case(self, num_classes, complain)
 
 
 def load_case(case: Case, num_classes: int, complain: Complain) -> Volume | None:
@@ -105,7 +137,7 @@ def build_cohort(
     name: str,
     root: Path,
     class_names: Sequence[str],
-    cases: Sequence[Case],
+    cases: Sequence[AnyCase],
     *,
     also: Iterable[Path] = (),
     scribble_ignore: int | None = None,
@@ -113,7 +145,7 @@ def build_cohort(
     """The cohort of ``cases``; a patient is read when asked for. The fingerprint also covers the files in ``also``."""
     if not cases:
         raise SeggymError(f"{root} holds no volume of cohort {name}; check the folder with `seggym check-data {root}`")
-    by_patient: dict[str, list[Case]] = {}
+    by_patient: dict[str, list[AnyCase]] = {}
     for case in cases:
         by_patient.setdefault(case.patient, []).append(case)
     files = {path for case in cases for path in case.files} | set(also)
@@ -130,8 +162,8 @@ def build_cohort(
     )
 
 
-def _read_patient(by_patient: Mapping[str, Sequence[Case]], num_classes: int, patient: str) -> Iterator[Volume]:
+def _read_patient(by_patient: Mapping[str, Sequence[AnyCase]], num_classes: int, patient: str) -> Iterator[Volume]:
     for case in by_patient[patient]:
-        volume = load_case(case, num_classes, refuse)
+        volume = case.load(num_classes, refuse)
         assert volume is not None, "refuse raises at the first fault"
         yield volume

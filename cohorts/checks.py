@@ -2,16 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from seggym.cohorts import acdc, folder
-from seggym.cohorts.cases import Case, load_case
+from seggym.cohorts import acdc, cmrxrecon, folder, raw_kspace
+from seggym.cohorts.cases import AnyCase, Case
 from seggym.cohorts.scans import affine
 from seggym.errors import SeggymError
+
+COHORTS = ("auto", "acdc", "cmrxrecon", "folder", "raw")
 
 # Without a stated class count a label of a folder cohort may be any value of a byte.
 _ANY_CLASS = 256
@@ -46,10 +48,11 @@ class Report:
 def check_data(root: str | os.PathLike[str], cohort: str = "auto", num_classes: int | None = None) -> list[Problem]:
     """All problems of the data at ``root``; an empty list means that every volume can be used.
 
-    ``cohort`` is "acdc" (also phantoms, which have its layout), "folder" or "auto". ``num_classes`` is the number of
-    label values, by default 4 for ACDC and unlimited for a folder. Found are: missing pairs, shape and affine
-    mismatches, labels outside the set or no integers, NaN and infinite values, empty volumes, colour and complex
-    images, truncated and foreign files, patients that occur twice and broken ``Info.cfg`` and ``patients.csv``.
+    ``cohort`` is "acdc" (also phantoms, which have its layout), "cmrxrecon", "folder", "raw" or "auto". ``num_classes``
+    is the number of label values, by default 4 for ACDC and CMRxRecon and unlimited for a folder. Found are: missing
+    pairs, shape and affine mismatches, labels outside the set or no integers, NaN and infinite values, empty volumes,
+    colour and complex images, truncated and foreign files, patients that occur twice, broken ``Info.cfg`` and
+    ``patients.csv``, and raw k-space without header, coil or samples.
     """
     return inspect_data(root, cohort, num_classes).problems
 
@@ -67,8 +70,8 @@ def check_command(root: str, cohort: str = "auto", num_classes: int | None = Non
 
 def inspect_data(root: str | os.PathLike[str], cohort: str = "auto", num_classes: int | None = None) -> Report:
     """What :func:`check_data` finds, with the number of patients and volumes."""
-    if cohort not in ("auto", "acdc", "folder"):
-        raise SeggymError(f"cohort {cohort!r} cannot be checked, expected auto, acdc (also for phantoms) or folder")
+    if cohort not in COHORTS:
+        raise SeggymError(f"cohort {cohort!r} cannot be checked, expected one of {', '.join(COHORTS)} (phantoms: acdc)")
     if num_classes is not None and not 2 <= num_classes <= 255:
         raise SeggymError(f"num_classes is {num_classes}, expected 2 to 255 (the background included)")
     root = Path(root)
@@ -76,21 +79,34 @@ def inspect_data(root: str | os.PathLike[str], cohort: str = "auto", num_classes
     if not root.is_dir():
         report.complain(root, "is not a folder, expected the one that holds the patients; mend the path")
         return report
-    layout = None if cohort == "folder" else acdc.find_layout(root)
+    layout = acdc.find_layout(root) if cohort in ("auto", "acdc") else None
+    cases: Sequence[AnyCase]
     if layout is not None:
         classes = num_classes or len(acdc.CLASS_NAMES)
         cases = acdc.find_cases(root, layout, report.complain)
     elif cohort == "folder" or (cohort == "auto" and folder.is_folder_cohort(root)):
         classes = num_classes or _ANY_CLASS
         cases = folder.find_folder_cases(root, classes, report.complain)
+    elif cohort == "cmrxrecon" or (cohort == "auto" and cmrxrecon.is_cmrxrecon(root)):
+        classes = num_classes or len(cmrxrecon.CLASS_NAMES)
+        cases = cmrxrecon.find_cmrxrecon_cases(root, report.complain)
+    elif cohort == "raw" or (cohort == "auto" and raw_kspace.is_raw_cohort(root)):
+        classes = len(raw_kspace.CLASS_NAMES)
+        cases = raw_kspace.find_raw_cases(root, report.complain)
     else:
-        report.complain(root, "holds data in no known layout, expected one of ACDC or images and masks; mend the path")
+        report.complain(
+            root,
+            "holds data in no known layout, expected ACDC, CMRxRecon, images and masks, or raw k-space; mend the path",
+        )
         return report
+    if not cases and not report.problems:
+        report.complain(root, f"holds no volume of cohort {cohort}, expected at least one; mend the path")
     report.patients = len({case.patient for case in cases})
     report.volumes = len(cases)
     for case in cases:
-        load_case(case, classes, report.complain)
-        _compare_affines(case, report)
+        case.load(classes, report.complain)
+        if isinstance(case, Case):
+            _compare_affines(case, report)
     _find_copies(cases, report)
     return report
 
@@ -110,12 +126,12 @@ def _compare_affines(case: Case, report: Report) -> None:
                 )
 
 
-def _find_copies(cases: Iterable[Case], report: Report) -> None:
+def _find_copies(cases: Iterable[AnyCase], report: Report) -> None:
     """Byte-identical image files of two patients: one person would then train and test. One problem for each pair."""
     first: dict[str, tuple[str, Path]] = {}
     told = set()
     for case in cases:
-        for path in case.image.files:
+        for path in case.images:
             try:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
             except OSError:

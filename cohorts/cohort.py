@@ -16,8 +16,10 @@ from seggym.errors import SeggymError
 # One line per reader: the name in configs and environment ids, and the function that opens it.
 READERS = {
     "acdc": "seggym.cohorts.acdc:open_acdc",
+    "cmrxrecon": "seggym.cohorts.cmrxrecon:open_cmrxrecon",
     "folder": "seggym.cohorts.folder:open_folder",
     "phantom": "seggym.cohorts.phantoms:open_phantoms",
+    "raw": "seggym.cohorts.raw_kspace:open_raw",
 }
 
 
@@ -27,6 +29,8 @@ class Volume:
 
     ``image`` is float32 (Z, Y, X), magnitude >= 0; ``label`` is uint8 (Z, Y, X) with 0 = background;
     ``spacing`` is (z, y, x) in mm as the header states it; ``scribble``, where the cohort has one, is uint8 (Z, Y, X).
+    ``kspace``, where it was measured, is complex64 (Z, J, Y, X) of J coils: readouts along Y, phase-encode lines in X,
+    DC at the index N // 2 of both; a line that was never measured is zeros. ``image`` is then its root sum of squares.
     """
 
     patient: str
@@ -35,6 +39,7 @@ class Volume:
     label: np.ndarray
     spacing: tuple[float, float, float]
     scribble: np.ndarray | None = None
+    kspace: np.ndarray | None = None
 
     @property
     def name(self) -> str:

@@ -27,7 +27,7 @@ SUFFIXES = (*NIFTI, *PICTURES, ".npy")
 NOMINAL_SPACING = (1.0, 1.0, 1.0)  # (z, y, x) in mm, for the formats that state none
 
 # What the libraries raise on a truncated, damaged or foreign file.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, SyntaxError, zlib.error)
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, SyntaxError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def read_scan(path: Path, complain: Complain, *, colour: bool = False) -> Scan |
             values, spacing = np.load(path, allow_pickle=False), NOMINAL_SPACING
         else:
             values, spacing = _read_picture(path, colour), NOMINAL_SPACING
-    except _UNREADABLE as error:
-        complain(path, _unreadable(error))
+    except UNREADABLE as error:
+        complain(path, unreadable(error))
         return None
     return _checked(path, values, spacing, complain)
 
@@ -69,8 +69,8 @@ def read_h5(path: Path, complain: Complain, *, dataset: str) -> Scan | None:
         with h5py.File(path, "r") as file:
             found = sorted(file)
             values = np.asarray(file[dataset]) if dataset in file else None
-    except _UNREADABLE as error:
-        complain(path, _unreadable(error))
+    except UNREADABLE as error:
+        complain(path, unreadable(error))
         return None
     if values is None:
         complain(path, f"has no dataset {dataset!r}, found {', '.join(found) or 'none'}; export it again")
@@ -88,7 +88,7 @@ def slice_shape(path: Path) -> tuple[int, ...] | None:
         else:
             with Image.open(path) as picture:
                 shape = (getattr(picture, "n_frames", 1), picture.height, picture.width)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
@@ -130,7 +130,7 @@ def affine(path: Path) -> np.ndarray | None:
         return None
     try:
         return np.asarray(_open_nifti(path).affine)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
@@ -208,6 +208,7 @@ def _checked(path: Path, values: np.ndarray, spacing: tuple[float, float, float]
     return Scan(values, spacing)
 
 
-def _unreadable(error: BaseException) -> str:
+def unreadable(error: BaseException) -> str:
+    """What to say of a file that raised one of :data:`UNREADABLE`."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"cannot be read, it is truncated, damaged or of another format ({reason}); copy or export it again"
