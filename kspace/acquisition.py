@@ -13,10 +13,13 @@ import numpy as np
 import torch
 
 from seggym.errors import SeggymError
+from seggym.kspace import orders
 from seggym.kspace.keyed_random import key_of, uniform
 from seggym.kspace.transforms import centre_crop, fftc, ifftc
 
 PHASE_ENCODE = ("columns", "random")
+TRAJECTORIES = ("lines", "radial", "points")
+ANGLES = ("uniform", "golden")
 
 # Lines kept beyond the matrix on either side. A phase of 3 rad with at most one cycle per field of view spreads a line
 # over about 5 neighbours, the echo shift over 4 more; with 20 the truncation changes the signal of an object with sharp
@@ -35,7 +38,8 @@ class Acquisition:
         scan without noise.
     phase: range of the amplitude of the smooth phase in rad; one draw per patient.
     echo_shift: largest displacement of the echo along the phase-encode axis in lines; one draw per patient.
-    initial_lines: size of the block around DC that is measured before the first action; odd.
+    initial_lines: size of the block around DC that is measured before the first action; odd. Of points it is the side
+        of a square; of spokes their number, spread evenly, which may be even.
     coils: receive coils around the object (:mod:`seggym.kspace.coils`), combined by the root of the sum of squares;
         every coil has the noise that ``snr`` gives to a single uniform one.
     orientation: largest angle in degrees by which the anatomy is turned in the field of view; one draw per patient.
@@ -45,6 +49,11 @@ class Acquisition:
         per episode.
     corruption: probability that a measured line is out of phase with the others, as a heart beat out of step leaves
         it: all its samples are turned by one angle, uniform over the circle. Drawn anew for every measurement.
+    trajectory: what an action measures: "lines", phase-encode lines; "radial", spokes through the centre of k-space,
+        M samples each (:mod:`seggym.kspace.radial`); "points" of the M x M grid, as a 3-D scan with its readout
+        perpendicular to the slice has them (:mod:`seggym.kspace.points`). Samples of all have the same noise.
+    spokes: number of candidate spokes; angles: they are "uniform" over half a turn, or numbered by the "golden" angle.
+    block: side of the squares of points that one action measures; it divides the matrix.
     """
 
     matrix: int = 160
@@ -58,15 +67,15 @@ class Acquisition:
     field_of_view: tuple[float, float] = (1.0, 1.0)
     phase_encode: str = "columns"
     corruption: float = 0.0
+    trajectory: str = "lines"
+    spokes: int = 64
+    angles: str = "uniform"
+    block: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= self.matrix:
             raise SeggymError(f"crop={self.crop} does not fit matrix={self.matrix}: choose 0 < crop <= matrix")
-        if self.initial_lines % 2 != 1 or not 0 < self.initial_lines < self.matrix:
-            raise SeggymError(
-                f"initial_lines={self.initial_lines} must be an odd number below matrix={self.matrix}: the block is "
-                "centred on DC"
-            )
+        self._check_trajectory()
         if self.coils < 1:
             raise SeggymError(f"coils={self.coils} must be at least 1")
         if self.snr == math.inf:
@@ -85,6 +94,52 @@ class Acquisition:
             object.__setattr__(self, name, (float(low), float(high)))
         if not 1 <= self.field_of_view[0] <= self.field_of_view[1]:
             raise SeggymError(f"field_of_view={list(self.field_of_view)} must be [low, high] with 1 <= low <= high")
+
+    def _check_trajectory(self) -> None:
+        for name, allowed in (("trajectory", TRAJECTORIES), ("angles", ANGLES)):
+            if getattr(self, name) not in allowed:
+                raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
+        if self.trajectory == "radial":
+            if not 0 < self.initial_lines < self.spokes:
+                raise SeggymError(
+                    f"initial_lines={self.initial_lines} must be a number of spokes, at least 1 and below "
+                    f"spokes={self.spokes}"
+                )
+        elif self.initial_lines % 2 != 1 or not 0 < self.initial_lines < self.matrix:
+            raise SeggymError(
+                f"initial_lines={self.initial_lines} must be an odd number below matrix={self.matrix}: the block is "
+                "centred on DC"
+            )
+        if self.block < 1 or self.matrix % self.block:
+            raise SeggymError(f"block={self.block} does not divide matrix={self.matrix}: choose one that does")
+        if self.trajectory != "lines" and self.phase_encode != "columns":
+            raise SeggymError(
+                f"phase_encode={self.phase_encode!r} is the axis of phase-encode lines, trajectory={self.trajectory!r} "
+                "has none: leave it out"
+            )
+
+    @property
+    def num_views(self) -> int:
+        """What an action chooses among: the number of lines, spokes, or points (blocks of them)."""
+        return {"lines": self.matrix, "radial": self.spokes, "points": (self.matrix // self.block) ** 2}[
+            self.trajectory
+        ]
+
+    @property
+    def initial_views(self) -> np.ndarray:
+        """Indices of the views that are measured before the first action, int64.
+
+        Of points: those that hold a sample of the central square of ``initial_lines`` x ``initial_lines``.
+        """
+        count = self.initial_lines
+        if self.trajectory == "radial":
+            numbers = np.arange(count)
+            return numbers * self.spokes // count if self.angles == "uniform" else numbers
+        block = orders.initial_block(self.matrix, count)
+        if self.trajectory == "lines":
+            return block
+        touched = np.unique(block // self.block)
+        return (touched[:, None] * (self.matrix // self.block) + touched).ravel()
 
     @property
     def dc(self) -> int:

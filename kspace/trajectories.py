@@ -1,17 +1,21 @@
-"""What one measurement of a scan is: the interface of every trajectory, and Cartesian phase-encode lines.
+"""What one measurement of a scan is: the interface of every trajectory, Cartesian phase-encode lines, and the choice.
 
 A scan consists of V *views* (lines, spokes, points); an action measures one of them. A view has S complex samples per
 receive coil, kept in a form in which white noise stays white, and adds a term to each coil's image that is linear in
 its samples.
 """
 
+import functools
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from seggym.kspace import orders, simulation
+from seggym.kspace import simulation
 from seggym.kspace.acquisition import Acquisition
+from seggym.kspace.points import CartesianPoints
+from seggym.kspace.radial import RadialSpokes
+from seggym.kspace.transforms import fftc
 
 
 class Trajectory(Protocol):
@@ -21,6 +25,10 @@ class Trajectory(Protocol):
     num_samples: int
     initial: np.ndarray
     """Indices of the views that are measured before the first action."""
+    views: np.ndarray
+    """The view of every element of :meth:`kspace`, int64 (rows, columns)."""
+    pixels: np.ndarray
+    """Where it is drawn: flat indices into a picture (M, M) of k-space, ky before kx, int64 (rows, columns)."""
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Noise-free samples complex (B, V, J, S) of images complex (B, J, G, G)."""
@@ -38,6 +46,21 @@ class Trajectory(Protocol):
         """Complex images (B, J, C, C) of the views in ``acquired`` bool (B, V), None for all: the direct transform."""
         ...
 
+    def kspace(self, samples: torch.Tensor) -> torch.Tensor:
+        """Samples complex (B, V, J, S) as a picture of k-space: (B, J, rows, columns)."""
+        ...
+
+    def scale(self, acquired: torch.Tensor) -> torch.Tensor | None:
+        """What the magnitude is multiplied by where ``acquired`` bool (B, V) is measured, (B,); None for 1."""
+        ...
+
+
+@functools.lru_cache(maxsize=4)
+def make_trajectory(acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> Trajectory:
+    """The trajectory of ``acquisition``: tables for images of ``dtype`` on ``device``, which nobody may write to."""
+    kinds = {"lines": CartesianLines, "radial": RadialSpokes, "points": CartesianPoints}
+    return kinds[acquisition.trajectory](acquisition, dtype, device)
+
 
 class CartesianLines:
     """Phase-encode lines in *hybrid space*: readouts are already transformed to the image domain.
@@ -49,7 +72,9 @@ class CartesianLines:
     def __init__(self, acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> None:
         self.acquisition = acquisition
         self.num_views = self.num_samples = acquisition.matrix
-        self.initial = orders.initial_block(acquisition.matrix, acquisition.initial_lines)
+        self.initial = acquisition.initial_views
+        self.pixels = np.arange(acquisition.matrix**2).reshape(acquisition.matrix, -1)
+        self.views = self.pixels % acquisition.matrix
         self._phases = simulation.line_phases(acquisition, dtype, device)
         first = acquisition.matrix // 2 - acquisition.crop // 2
         self._rows = slice(first, first + acquisition.crop)
@@ -72,3 +97,10 @@ class CartesianLines:
     def reconstruct(self, samples: torch.Tensor, acquired: torch.Tensor | None) -> torch.Tensor:
         """Complex images (B, J, C, C)."""
         return simulation.reconstruct(samples.permute(0, 2, 3, 1), acquired, self.acquisition)
+
+    def kspace(self, samples: torch.Tensor) -> torch.Tensor:
+        """Samples complex (B, V, J, S) with a column for each line: (B, J, M, M)."""
+        return fftc(samples.permute(0, 2, 3, 1), (-2,))
+
+    def scale(self, acquired: torch.Tensor) -> None:
+        """The transform keeps intensities."""

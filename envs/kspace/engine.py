@@ -191,7 +191,7 @@ class KSpaceEngine:
         return metrics.most_probable(prediction.probabilities)
 
     def _check(self, episodes: Episodes) -> None:
-        low, high = 1, self.num_lines - self.acquisition.initial_lines
+        low, high = 1, self.num_lines - len(self.scanner.trajectory.initial)
         if len(episodes.samples) and not (
             int(episodes.samples.min()) >= 0 and int(episodes.samples.max()) < len(self.stack)
         ):
@@ -291,7 +291,7 @@ class KSpaceEngine:
     def _measure(self, chosen: Tensor, measuring: Tensor, illegal: Tensor) -> Tensor:
         """Measure line ``chosen`` where ``measuring``, and with it what belongs to the step; the budget used (N,)."""
         wanted = self.settings.lines_per_step
-        line = torch.where(measuring, chosen, self.acquisition.dc)
+        line = torch.where(measuring, chosen, 0)
         used = (measuring | illegal).long()
         if wanted == 1:
             self.scanner.measure(line, measuring)
@@ -389,9 +389,10 @@ class KSpaceEngine:
         return (1 + (energy / strongest).clamp_min(1e-6).log10() / 6).to(torch.float32)
 
     def _kspace(self, rows: slice) -> Tensor:
-        """Measured k-space in units of the root mean square of its samples, zero elsewhere: float32 (B, 2 J, M, M)."""
-        measured = simulation.fftc(self.scanner.measured(rows).permute(0, 2, 3, 1), (-2,))
-        samples = self.acquired[rows].sum(1) * self.num_lines * self.acquisition.coils
+        """Measured k-space in units of the root mean square of its samples, zero elsewhere: float32 (B, 2 J, ., .)."""
+        trajectory = self.scanner.trajectory
+        measured = trajectory.kspace(self.scanner.measured(rows))
+        samples = self.acquired[rows].sum(1) * trajectory.num_samples * self.acquisition.coils
         scale = (measured.abs().square().sum((1, 2, 3)) / samples).sqrt().clamp_min(1e-30)
         return simulation.to_planes(measured / scale[:, None, None, None]).flatten(1, 2)
 

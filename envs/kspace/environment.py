@@ -23,6 +23,7 @@ def observation_space(engine: KSpaceEngine) -> spaces.Dict:
     """Space of one environment's observation; it depends on the acquisition and the classes, never on the budget."""
     crop, lines = engine.acquisition.crop, engine.num_lines
     features = engine.networks[0].num_features if engine.networks else 0
+    kspace = engine.scanner.trajectory.views.shape
     parts: dict[str, spaces.Space] = {
         "image": spaces.Box(0, 255, (1, crop, crop), np.uint8),
         "acquired": spaces.MultiBinary(lines),
@@ -34,7 +35,7 @@ def observation_space(engine: KSpaceEngine) -> spaces.Dict:
         "probabilities": spaces.Box(0, 255, (engine.stack.num_classes, crop, crop), np.uint8),
         "probability_grid": spaces.Box(0, 1, (engine.stack.num_classes * GRID * GRID,), np.float32),
         "features": spaces.Box(-np.inf, np.inf, (features,), np.float32),
-        "kspace": spaces.Box(-np.inf, np.inf, (2 * engine.acquisition.coils, lines, lines), np.float32),
+        "kspace": spaces.Box(-np.inf, np.inf, (2 * engine.acquisition.coils, *kspace), np.float32),
         "action_mask": spaces.MultiBinary(engine.num_actions),
     }
     return spaces.Dict({part: parts[part] for part in engine.settings.observation})

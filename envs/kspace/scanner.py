@@ -8,7 +8,7 @@ from seggym.envs.batched import Rows, pieces
 from seggym.kspace import simulation
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import complex_normal
-from seggym.kspace.trajectories import CartesianLines, Trajectory
+from seggym.kspace.trajectories import Trajectory, make_trajectory
 
 # Maps the zero-filled magnitude (B, C, C) to a better one.
 Reconstructor = Callable[[torch.Tensor], torch.Tensor]
@@ -17,8 +17,9 @@ Reconstructor = Callable[[torch.Tensor], torch.Tensor]
 class Scanner:
     """N scans of slices of ``stack``, which lies on ``device``; ``piece`` is how many images are worked on at a time.
 
-    A *view* is what one action measures: a phase-encode line. All measurements of an episode follow from its key: what
-    a view yields when it is measured for the first, second, .. time is the same whoever measures it and when.
+    A *view* is what one action measures: a phase-encode line, a spoke or a block of points. All measurements of an
+    episode follow from its key: what a view yields when it is measured for the first, second, .. time is the same
+    whoever measures it and when.
 
     samples, keys int64 (N,); transposed bool (N,): phase is encoded along the rows of the stored image; acquired and
     flagged bool (N, V): measured at all, and corrupted at the last time; attempts int64 (N, V): how often measured;
@@ -41,7 +42,7 @@ class Scanner:
     ) -> None:
         self.stack, self.acquisition, self.num_envs = stack, acquisition, num_envs
         self.device, self.dtype = device, dtype
-        self.trajectory: Trajectory = CartesianLines(acquisition, dtype, device)
+        self.trajectory: Trajectory = make_trajectory(acquisition, dtype, device)
         self.num_views = self.trajectory.num_views
         self._piece, self._micro_batch = piece, micro_batch
         self._reconstructor, self._remeasures = reconstructor, remeasures
@@ -121,11 +122,11 @@ class Scanner:
         """Measure view ``views[i]`` int64 (N,) in every scan that is ``measuring`` bool (N,)."""
         yielded, corrupted, change = self.attempt(self._every, views)
         change = change * measuring[:, None, None]
+        self.acquired[self._every, views] |= measuring
         for part in pieces(slice(0, self.num_envs), self._piece):
             self.trajectory.add(self.planes[part], change[part], views[part])
             if self._reconstructor is None:  # while the planes are in the cache
                 self._combine(part)
-        self.acquired[self._every, views] |= measuring
         self.attempts[self._every, views] += measuring
         if corrupted is not None:
             self.flagged[self._every, views] = torch.where(measuring, corrupted, self.flagged[self._every, views])
@@ -179,13 +180,22 @@ class Scanner:
 
     def _combine(self, part: Rows) -> None:
         if isinstance(part, slice) and self._reconstructor is None and self.acquisition.phase_encode == "columns":
-            simulation.root_sum_of_squares(self.planes[part], out=self.magnitude[part])  # saves a copy
+            magnitude = simulation.root_sum_of_squares(self.planes[part], out=self.magnitude[part])  # saves a copy
+            scale = self.trajectory.scale(self.acquired[part])
+            if scale is not None:
+                magnitude.mul_(scale[:, None, None])
             return
-        self.magnitude[part] = self.image_of(self.planes[part], self.transposed[part])
+        self.magnitude[part] = self.image_of(self.planes[part], self.acquired[part], self.transposed[part])
 
-    def image_of(self, planes: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
-        """The image (B, C, C) that is shown and scored, from planes (B, J, 2, C, C)."""
+    def image_of(self, planes: torch.Tensor, acquired: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+        """The image (B, C, C) that is shown and scored, from planes (B, J, 2, C, C) of the views that are ``acquired``.
+
+        acquired bool (B, V), transposed bool (B,).
+        """
         magnitude = simulation.root_sum_of_squares(planes)
+        scale = self.trajectory.scale(acquired)
+        if scale is not None:
+            magnitude.mul_(scale[:, None, None])
         if self.acquisition.phase_encode != "columns":
             magnitude = simulation.upright(magnitude, transposed)
         return magnitude if self._reconstructor is None else self._reconstructor(magnitude).to(self.dtype)
@@ -194,18 +204,23 @@ class Scanner:
         """The images (B, C, C) that scans ``slots`` would show with ``views`` measured now, both int64 (B,)."""
         planes = self.planes[slots]
         self.trajectory.add(planes, self.attempt(slots, views)[2], views)
-        return self.image_of(planes, self.transposed[slots])
+        acquired = self.acquired[slots] | (self._views == views[:, None])
+        return self.image_of(planes, acquired, self.transposed[slots])
 
     def full(self, rows: torch.Tensor) -> torch.Tensor:
         """Images (B, C, C) of all views of the scans ``rows`` with the noise of a first measurement, uncorrupted."""
         planes = simulation.to_planes(self.trajectory.reconstruct(self.signal[rows], None))
-        return self.image_of(planes, self.transposed[rows])
+        return self.image_of(planes, torch.ones_like(self.acquired[rows]), self.transposed[rows])
 
     def noise_free(self, rows: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, C) of all views without noise and corruption: what a reconstruction is compared with."""
+        """Images (B, C, C) of the whole Cartesian k-space without noise and corruption: what others are compared with.
+
+        It is the object at the resolution of the matrix, whatever the trajectory: all spokes still leave streaks.
+        """
         samples, keys, transposed = self.samples[rows], self.keys[rows], self.transposed[rows]
-        images = self.trajectory.reconstruct(self._clean(samples, keys, transposed), None)
-        return simulation.upright(simulation.root_sum_of_squares(simulation.to_planes(images)), transposed)
+        image = simulation.objects(self.stack, samples, keys, self.acquisition, self.dtype, transposed)
+        hybrid = simulation.hybrid_space(image, self.acquisition)
+        return simulation.zero_filled(hybrid, None, self.acquisition, transposed)
 
     def measured(self, rows: Rows) -> torch.Tensor:
         """The samples of the last measurement of every view, complex (B, V, J, S); zero where there is none."""

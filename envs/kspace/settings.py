@@ -155,22 +155,7 @@ class KSpaceSettings:
             raise SeggymError(f"lines_per_step={self.lines_per_step} must be at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise SeggymError(f"micro_batch={self.micro_batch} must be at least 1, or null")
-        matrix = self.scan.matrix
-        low, high = self.budget_range
-        if not 1 <= low <= high <= matrix - self.scan.initial_lines:
-            raise SeggymError(
-                f"budget={self.budget} must lie in 1..{matrix - self.scan.initial_lines}: it counts the lines after "
-                f"the {self.scan.initial_lines} initial ones of {matrix}"
-            )
-        first, last = self.candidate_range
-        if not 0 <= first <= last < matrix:
-            raise SeggymError(f"candidates={self.candidates} must be [first, last] with 0 <= first <= last < {matrix}")
-        around = self.scan.initial_lines // 2
-        if matrix // 2 - around <= first and last <= matrix // 2 + around:
-            raise SeggymError(
-                f"candidates={self.candidates} holds initial lines only ({matrix // 2 - around} to "
-                f"{matrix // 2 + around} are measured before the first action); widen it"
-            )
+        self._check_views()
         if self.lambda_seg < 0 or self.lambda_recon < 0 or self.lambda_seg + self.lambda_recon == 0:
             raise SeggymError("lambda_seg and lambda_recon must be >= 0, and one of them positive")
         if self.needs_network and self.reward_model is None:
@@ -178,6 +163,32 @@ class KSpaceSettings:
                 "reward_model is missing: a segmentation reward (lambda_seg > 0) and the observations "
                 f"{', '.join(NETWORK_OBSERVATIONS)} need one; pass its folder or a published name"
             )
+
+    def _check_views(self) -> None:
+        """What is measured must fit what there is to measure."""
+        scan = self.scan
+        views, initial = scan.num_views, scan.initial_views.tolist()
+        low, high = self.budget_range
+        if not 1 <= low <= high <= views - len(initial):
+            raise SeggymError(
+                f"budget={self.budget} must lie in 1..{views - len(initial)}: it counts the lines after the "
+                f"{len(initial)} initial ones of {views}"
+            )
+        first, last = self.candidate_range
+        if not 0 <= first <= last < views:
+            raise SeggymError(f"candidates={self.candidates} must be [first, last] with 0 <= first <= last < {views}")
+        if set(range(first, last + 1)) <= set(initial):
+            raise SeggymError(
+                f"candidates={self.candidates} holds initial lines only ({', '.join(map(str, initial))} are measured "
+                "before the first action); widen it"
+            )
+        if scan.trajectory != "lines":
+            for name, default in (("lines_per_step", 1), ("choose_axis", False)):
+                if getattr(self, name) != default:
+                    raise SeggymError(
+                        f"{name}={getattr(self, name)} is about phase-encode lines, acquisition.trajectory is "
+                        f"{scan.trajectory!r}: leave it out"
+                    )
 
     @property
     def scan(self) -> Acquisition:
@@ -195,7 +206,7 @@ class KSpaceSettings:
     def candidate_range(self) -> tuple[int, int]:
         """First and last line that may be measured."""
         if self.candidates is None:
-            return 0, self.scan.matrix - 1
+            return 0, self.scan.num_views - 1
         return _pair("candidates", self.candidates, "[first, last]")
 
     @property
