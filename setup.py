@@ -11,6 +11,7 @@ FLOORS = [
     "envs",
     "envs.kspace",
     "kspace",
+    "kspace.reconstruction",
     "reward_models",
 ]
 
