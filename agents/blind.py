@@ -3,8 +3,8 @@
 The control for adaptivity. A twin is shown what was measured in another episode of its batch: of another patient, at
 the same number of measurements (or the nearest that the batch holds), the next scan of the batch first. Every part of
 the observation is swapped except :data:`OWN`: which lines are measured, the budget that is left and the legal actions
-stay the twin's own, for otherwise it could not act. What it cannot do is to let the image, the energies or the network's
-opinion of *its* patient decide; what is left is an order of lines, and how to react to which lines are measured.
+stay the twin's own, for otherwise it could not act. What it cannot do is to let the image, the energies or the opinion
+of the network on *its* patient decide; what is left is an order of lines, and how to react to which are measured.
 
 Two controls are made of it. A *blind twin* is trained with swapped observations (:class:`BlindEngine`, by
 ``TrainSettings.blind``) and evaluated with them: the gain over it is what seeing the patient is worth. A *swapped
@@ -47,9 +47,7 @@ def partners(patients: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor,
     return least.indices, least.values < none
 
 
-def swap(
-    observation: dict[str, torch.Tensor], patients: torch.Tensor, steps: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def swap(observation: dict[str, torch.Tensor], patients: torch.Tensor, steps: torch.Tensor) -> dict[str, torch.Tensor]:
     """``observation`` with the parts of another patient; zeros where the batch holds no other patient."""
     partner, found = partners(patients, steps)
 

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import gymnasium
 import numpy as np
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from seggym import __version__
 from seggym.agents.baselines import BASELINES, TuningGround, make_baselines
+from seggym.agents.controls import control_policies
 from seggym.agents.figures import file_name
 from seggym.agents.policies import Baseline, CallablePolicy, Chooser, Policy, load_callable
 from seggym.agents.results import EvaluationResult, PolicyResult
@@ -56,20 +57,26 @@ class Bench:
 
     def ground(self, length: int, cache: Path | None = None, progress: bool = True, **options: Any) -> TuningGround:
         """What baselines are tuned on: the training role of the same environment, scored at every step."""
-        settings = replace(
-            self.settings, role="train", reward="dense", budget=length, observation=("acquired",), illegal_action="noop"
-        )
 
         def make(at_most: int) -> KSpaceEngine:
-            # A first engine of one environment knows how many slices there are; data and networks are shared.
-            slices = len(self.make_engine(settings, 1).stack)
-            return self.make_engine(settings, min(slices, at_most))
+            return self.tuning_engine("train", at_most, length)
 
         return TuningGround(
-            settings.scan, make, length, key=self._key("train"), cache=cache, progress=progress, **options
+            self.settings.scan, make, length, key=self.key_of("train"), cache=cache, progress=progress, **options
         )
 
-    def _key(self, role: str) -> dict[str, Any]:
+    def tuning_engine(
+        self, role: str, at_most: int, length: int, observation: Sequence[str] = ("acquired",)
+    ) -> KSpaceEngine:
+        """An engine over the patients of ``role`` that scores every step, for at most ``at_most`` of their slices."""
+        settings = replace(
+            self.settings, role=role, reward="dense", budget=length, observation=observation, illegal_action="noop"
+        )
+        # A first engine of one environment knows how many slices there are; data and networks are shared.
+        slices = len(self.make_engine(settings, 1).stack)
+        return self.make_engine(settings, min(slices, at_most))
+
+    def key_of(self, role: str) -> dict[str, Any]:
         """What a result depends on beside policy and budgets.
 
         Where data and networks lie and how fast it goes are no part: networks are known by their weights.
@@ -95,7 +102,25 @@ class Bench:
     @property
     def key(self) -> dict[str, Any]:
         """All that a score depends on beside policy and budgets (plain JSON)."""
-        return self._key(self.settings.role)
+        return self.key_of(self.settings.role)
+
+    def comparison_key(self, plan: RunPlan, repeats: int) -> dict[str, Any]:
+        """What two evaluations must have in common for their policies to be compared: data, split, networks, budgets.
+
+        How a policy was trained (its objective, what it observes) is no part of it.
+        """
+        own = self.key
+        names = (
+            *("cohort", "cohort_options", "role", "fingerprint", "split", "weights"),
+            *("candidates", "stop_action", "choose_axis", "lines_per_step", "remeasure", "corruption_flagged"),
+        )
+        return {
+            **{name: own.get(name) for name in names},
+            "acquisition": self.settings.scan.as_dict(),
+            "budgets": [plan.budgets[0], plan.budgets[-1]],
+            "once": plan.once,
+            "repeats": repeats,
+        }
 
 
 def settings_of(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> KSpaceSettings:
@@ -253,6 +278,7 @@ def evaluate_policies(
         provenance=bench.provenance,
         cases=cases,
         policies=results,
+        key=bench.comparison_key(plan, repeats),
     )
 
 
@@ -285,13 +311,20 @@ def _cached(folder: Path | None, key: dict[str, Any] | None, compute: Callable[[
     return scores
 
 
+@overload
+def evaluate(policy: str | Path | Policy | Chooser, env_id: str | None = None, **options: Any) -> EvaluationResult: ...
+@overload
+def evaluate(
+    policy: str | Path | Policy | Chooser, env_id: list[str] | tuple[str, ...], **options: Any
+) -> "ResultTables": ...
 def evaluate(
     policy: str | Path | Policy | Chooser,
-    env_id: str | None = None,
+    env_id: str | list[str] | tuple[str, ...] | None = None,
     *,
     eval_range: Sequence[int] = (1, 12),
     role: str = "test",
     baselines: Sequence[str] | None = (),
+    controls: bool | None = None,
     net_b: str | None = None,
     protocol: str = "per_budget",
     repeats: int = 1,
@@ -299,35 +332,55 @@ def evaluate(
     cache: Path | None = None,
     progress: bool = True,
     **env_kwargs: Any,
-) -> EvaluationResult:
-    """Evaluate anybody's policy in a registered environment.
+) -> "EvaluationResult | ResultTables":
+    """Evaluate anybody's policy in one registered environment, or in several.
 
     ``policy`` is the folder of a training run, a :class:`~seggym.agents.policies.Policy`, a function
     ``(observation, action_mask) -> actions``, or its name ``"module:function"``. ``env_id`` may be left out for a run
-    folder, which knows its own. ``baselines`` names those to run on the same episodes (None: all). The other arguments
-    are those of :func:`open_bench` and :func:`evaluate_policies`; ``env_kwargs`` go to the environment.
+    folder, which knows its own. ``baselines`` names those to run on the same episodes (None: all). ``controls`` adds
+    the same policy with swapped observations (of another patient; not retrained for them, so this is no blind twin) and
+    the best fixed order, tuned on training and validation patients: the contrasts of the result are the gains over
+    them. Default: where several environments are given. The other arguments are those of :func:`open_bench` and
+    :func:`evaluate_policies`; ``env_kwargs`` go to every environment.
+
+    Returns an :class:`EvaluationResult`, or for several ids a :class:`ResultTables` of them by id.
 
     >>> result = seggym.evaluate("runs/mine", eval_range=[1, 12], role="test")
     >>> print(result.table())
     """
+    ids: list[str | None] = [env_id] if env_id is None or isinstance(env_id, str) else list(env_id)
     chosen, own_id, own_kwargs = resolve_policy(policy)
-    if env_id is None and own_id is None:
-        raise SeggymError("env_id is missing: only the folder of a training run knows its environment by itself")
-    if own_id is not None and env_id is not None and env_id.rpartition(":")[2] != own_id.rpartition(":")[2]:
-        raise SeggymError(f"the policy in {policy} was trained in {own_id}, not in {env_id}: evaluate it in its own")
-    bench = open_bench(env_id or str(own_id), {**own_kwargs, **env_kwargs}, role, net_b)
-    _, high = check_range(eval_range, bench.settings)
-    others = make_baselines(baselines, bench.ground(high, progress=progress))
-    return evaluate_policies(
-        bench,
-        [chosen, *others],
-        eval_range,
-        protocol=protocol,
-        repeats=repeats,
-        surface_budgets=surface_budgets,
-        cache=cache,
-        progress=progress,
-    )
+    results = ResultTables()
+    for name in ids:
+        if name is None and own_id is None:
+            raise SeggymError("env_id is missing: only the folder of a training run knows its environment by itself")
+        if own_id is not None and name is not None and name.rpartition(":")[2] != own_id.rpartition(":")[2]:
+            raise SeggymError(f"the policy in {policy} was trained in {own_id}, not in {name}: evaluate it in its own")
+        bench = open_bench(name or str(own_id), {**own_kwargs, **env_kwargs}, role, net_b)
+        _, high = check_range(eval_range, bench.settings)
+        ground = bench.ground(high, cache=cache, progress=progress)
+        others = make_baselines(baselines, ground)
+        if controls or (controls is None and len(ids) > 1):
+            others += control_policies(bench, chosen, ground)
+        results[bench.env_id] = evaluate_policies(
+            bench,
+            [chosen, *others],
+            eval_range,
+            protocol=protocol,
+            repeats=repeats,
+            surface_budgets=surface_budgets,
+            cache=cache,
+            progress=progress,
+        )
+    return results if not (env_id is None or isinstance(env_id, str)) else next(iter(results.values()))
+
+
+class ResultTables(dict[str, EvaluationResult]):
+    """The evaluation of one policy in each of several environments, by id."""
+
+    def table(self) -> str:
+        """The summary of every environment, and the gains in area over each comparator with their intervals."""
+        return "\n\n".join(f"{result.table()}\n{result.gains()}" for result in self.values())
 
 
 def resolve_policy(policy: str | Path | Policy | Chooser) -> tuple[Policy, str | None, dict[str, Any]]:

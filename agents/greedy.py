@@ -89,7 +89,8 @@ def population_greedy(engine: KSpaceEngine, length: int, window: int = WINDOW, p
     every = torch.arange(engine.num_envs, device=engine.device)
     found: list[int] = []
     for _ in tqdm(range(length), desc="population greedy: lines", disable=not progress):
-        legal = engine.action_mask()[0, : engine.num_lines].cpu().numpy()
+        # Where lines may be measured again, an order for all still holds each of them once.
+        legal = (engine.action_mask()[0, : engine.num_lines] & ~engine.acquired[0]).cpu().numpy()
         candidates = [line for line in orders.centre_out(engine.num_lines).tolist() if legal[line]]
         near = [line for line in candidates if abs(line - engine.acquisition.dc) <= window]
         if not near:

@@ -78,6 +78,7 @@ class EvaluationResult:
     provenance: dict[str, Any]
     cases: Cases
     policies: list[PolicyResult]
+    key: dict[str, Any]  # what another evaluation must share to be compared with this one
 
     @property
     def nets(self) -> list[str]:
@@ -265,6 +266,19 @@ class EvaluationResult:
         if any(policy.privileged for policy in self.policies):
             notes.append("* sees the labels of the slice it scans: a reference, no competitor and no upper bound")
         return "\n".join([*text, *notes])
+
+    def gains(self) -> str:
+        """The paired differences of the headline measure as text: first policy minus every other."""
+        net, level, metric = self.headline
+        own = [
+            entry for entry in self.contrasts if (entry["net"], entry["level"], entry["metric"]) == (net, level, metric)
+        ]
+        lines = [
+            f"{entry['policy']} - {entry['other']}: {entry['mean']:+.4f} [{entry['low']:+.4f}, {entry['high']:+.4f}]"
+            + ("" if entry["p_holm"] is None else f", p (Holm) {entry['p_holm']:.4f}")
+            for entry in own
+        ]
+        return "\n".join([f"gain in area of {metric} per {level}, net {net}, {self.env_id}:", *lines])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: settings, provenance, rows, contrasts."""

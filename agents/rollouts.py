@@ -115,8 +115,10 @@ class Record:
 
     def keep(self, point: int, rows: torch.Tensor) -> None:
         """Give the cases ``rows`` at ``point`` the scores of their last images."""
-        for values in (self._ssim, self._psnr, *self._labels.values()):
+        for values in (self._ssim, self._psnr):
             values[point, rows] = values[-1, rows]
+        for labels in self._labels.values():
+            labels[point, rows] = labels[-1, rows]
 
     def scores(self) -> Scores:
         """All scores of the record; see :mod:`seggym.agents.scores`."""

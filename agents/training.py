@@ -54,8 +54,8 @@ class TrainSettings:
     off), ``group_size`` at :mod:`seggym.agents.algorithms.grouped` (1 is off). ``eval_every``, ``checkpoint_every`` and
     ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
     ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
-    PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates with
-    the observations of other patients (:mod:`seggym.agents.blind`).
+    PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates
+    with the observations of other patients (:mod:`seggym.agents.blind`).
     """
 
     run_dir: str
