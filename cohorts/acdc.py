@@ -30,7 +30,7 @@ def open_acdc(root: str | os.PathLike[str], *, layout: str = "auto") -> Cohort:
     """Open ACDC at ``root``; ``layout`` is "nifti", "png", "h5" or "auto" (the first of them that is found).
 
     Patients are grouped by the pathology that ``Info.cfg`` (NIfTI) or ``volume.json`` (PNG) states; without it all are
-    in group "all". Spacing is that of the NIfTI header or of ``volume.json``, else nominal (1, 1, 1). A missing pair
+    in group "all". ``Info.cfg`` says which volume is ED and which ES too; the other layouts do not. Spacing is that of the NIfTI header or of ``volume.json``, else nominal (1, 1, 1). A missing pair
     or a broken ``Info.cfg`` raises :class:`SeggymError` here, a fault inside an image when its patient is read.
     """
     root = Path(root)
@@ -47,7 +47,8 @@ def open_acdc(root: str | os.PathLike[str], *, layout: str = "auto") -> Cohort:
     also = [path for folder in {case.image.files[0].parent for case in cases} for path in _side_files(folder)]
     cohort = build_cohort("acdc", root, CLASS_NAMES, cases, also=also, scribble_ignore=SCRIBBLE_IGNORE)
     official_test = frozenset(folder.name for folder in patient_folders(root) if folder.parent.name == "testing")
-    return dataclasses.replace(cohort, official_test=official_test & set(cohort.groups))
+    phases = {f"{case.patient}_{case.frame}": case.phase for case in cases if case.phase}
+    return dataclasses.replace(cohort, official_test=official_test & set(cohort.groups), phases=phases)
 
 
 def find_layout(root: Path) -> str | None:
@@ -125,9 +126,8 @@ def _find_nifti_cases(folder: Path, complain: Complain) -> list[Case]:
             complain(path, f"is missing, but Info.cfg names {key} as frame {info[key]}; restore it or mend Info.cfg")
         if not missing:
             drawn = Source((scribble,), read_scan) if scribble.is_file() else None
-            cases.append(
-                Case(folder.name, frame, info["Group"], Source((image,), read_scan), Source((label,), read_scan), drawn)
-            )
+            sources = Source((image,), read_scan), Source((label,), read_scan), drawn
+            cases.append(Case(folder.name, frame, info["Group"], *sources, phase=key))
     return cases
 
 

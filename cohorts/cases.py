@@ -64,7 +64,10 @@ class AnyCase(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """One volume on disk, not yet read. ``spacing`` (z, y, x) in mm replaces the one of the image file."""
+    """One volume on disk, not yet read. ``spacing`` (z, y, x) in mm replaces the one of the image file.
+
+    ``phase`` is "ED" or "ES" where the cohort says in which cardiac phase the volume was taken.
+    """
 
     patient: str
     frame: str
@@ -73,6 +76,7 @@ class Case:
     label: Source
     scribble: Source | None = None
     spacing: tuple[float, float, float] | None = None
+    phase: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -54,6 +54,7 @@ class Cohort:
     ``class_names[0]`` is the background. ``groups`` maps every patient to its pathology group (one group for all where
     the cohort has none); ``read(patient)`` yields the volumes of a patient. ``scribble_ignore`` is the scribble value
     that means "unlabelled". ``official_test`` names the patients that the cohort itself sets apart for testing.
+    ``phases`` maps the names of volumes to "ED" or "ES" where the cohort says their cardiac phase.
     ``fingerprint`` is that of the files as they were when the cohort was opened; ``fingerprint_now`` looks again.
     """
 
@@ -66,6 +67,7 @@ class Cohort:
     scribble_ignore: int | None = None
     official_test: frozenset[str] = frozenset()
     fingerprint_now: Callable[[], str] | None = field(default=None, repr=False)
+    phases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def patients(self) -> list[str]:

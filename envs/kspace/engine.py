@@ -1,6 +1,6 @@
 """The batched episodes behind every k-space environment: states in tensors, no Gymnasium, no loop over the batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,8 @@ class KSpaceEngine:
         self.device, self.dtype, self.num_envs = torch.device(device), dtype, num_envs
         self.stack = stack.to(self.device)
         self.networks = networks or []
+        # What is kept of every prediction, see seggym.envs.kspace.segmentation.
+        self.kept: Collection[str] = settings.observation
         self.routing = torch.zeros(len(stack), dtype=torch.int64) if routing is None else routing
         self.routing = self.routing.to(self.device)
         weights = torch.ones(len(stack)) if weights is None else weights
@@ -149,6 +151,11 @@ class KSpaceEngine:
         return self.scanner.magnitude
 
     # --- episodes -----------------------------------------------------------------------------------------------
+
+    @property
+    def episode_names(self) -> list[str]:
+        """What each sample is called: the slice."""
+        return self.stack.names
 
     def draw(self, keys: Tensor) -> Episodes:
         """The episodes that belong to ``keys`` int64 (B,): slice by weight, budget uniform in its range."""
@@ -318,7 +325,7 @@ class KSpaceEngine:
                 self.quality[part] = quality(self.settings, prediction, magnitude, truth)
                 if prediction is not None:
                     assert truth.segmentation is not None
-                    found = summarise(prediction, truth.segmentation, self.settings.observation)
+                    found = summarise(prediction, truth.segmentation, self.kept)
                     self.segmentation = write_rows(self.segmentation, part, found, self.num_envs)
 
     def _by_network(self, rows: Rows) -> list[tuple[Segmenter | None, Rows]]:

@@ -1,5 +1,6 @@
 """The k-space environments as Gymnasium sees them: one scan, or N scans in a batch, over the same engine."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -79,17 +80,29 @@ class KSpaceVectorEnv(VectorEnv):
             raise SeggymError(
                 "max_episode_steps is not needed: an episode ends when its budget is used up; set budget="
             )
-        self.engine = build_engine(KSpaceSettings(**settings), num_envs) if engine is None else engine
+        self.engine = self._build(settings, num_envs) if engine is None else engine
         self.num_envs, self.output, self.render_mode, self.autoreset_mode = num_envs, output, render_mode, mode
         self.metadata = {**type(self).metadata, "autoreset_mode": mode}
-        self.single_observation_space = observation_space(self.engine)
+        self.single_observation_space = self._space()
         self.single_action_space = spaces.Discrete(self.engine.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
         self._ended = np.ones(num_envs, bool)
         self._illegal_actions = torch.zeros(num_envs, dtype=torch.int64, device=self.engine.device)
-        self._canvases = [Canvas() for _ in range(num_envs)] if render_mode else []
+        self._canvases = [self._canvas() for _ in range(num_envs)] if render_mode else []
+
+    # What another family of episodes does in its own way.
+    _canvas: Callable[[], Any] = Canvas
+
+    def _build(self, settings: dict[str, Any], num_envs: int) -> Any:
+        return build_engine(KSpaceSettings(**settings), num_envs)
+
+    def _space(self) -> spaces.Dict:
+        return observation_space(self.engine)
+
+    def _more_info(self) -> dict[str, torch.Tensor]:
+        return {}
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -176,6 +189,7 @@ class KSpaceVectorEnv(VectorEnv):
         }
         if engine.segmentation is not None:
             info["dice"], info["absent_area"] = engine.dice()
+        info |= self._more_info()
         # Always there, so that the infos of reset and step have the same keys.
         parts = result.parts if result else {name: torch.zeros_like(engine.quality) for name in engine.part_names}
         info["reward_parts"] = {key: self._out(value) for key, value in parts.items()}
@@ -301,11 +315,12 @@ class KSpaceEnv(gymnasium.Env):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012
+    _batch_type: type[KSpaceVectorEnv] = KSpaceVectorEnv
 
     def __init__(self, *, render_mode: str | None = None, engine: KSpaceEngine | None = None, **settings: Any) -> None:
         self.render_mode = render_mode
         # One batch of size one. SAME_STEP would begin the next episode by itself; NEXT_STEP waits for our reset.
-        self._batch = KSpaceVectorEnv(1, render_mode=render_mode, engine=engine, **settings)
+        self._batch = self._batch_type(1, render_mode=render_mode, engine=engine, **settings)
         self.engine = self._batch.engine
         self.observation_space = self._batch.single_observation_space
         self.action_space = self._batch.single_action_space

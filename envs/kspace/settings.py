@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from seggym.configs.checking import build, require_types
 from seggym.errors import SeggymError
@@ -84,6 +84,8 @@ class KSpaceSettings:
     that pass through a network at a time; None is what suits the device).
     """
 
+    offered: ClassVar[tuple[str, ...]] = OBSERVATIONS
+
     cohort: str
     data_root: str | None = None
     root: str | None = None
@@ -135,9 +137,9 @@ class KSpaceSettings:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
-        unknown = [part for part in self.observation if part not in OBSERVATIONS]
+        unknown = [part for part in self.observation if part not in self.offered]
         if unknown or not self.observation:
-            raise SeggymError(f"observation={list(self.observation)} must name parts among {', '.join(OBSERVATIONS)}")
+            raise SeggymError(f"observation={list(self.observation)} must name parts among {', '.join(self.offered)}")
         if self.reward == "terminal" and self.objective == "area":
             raise SeggymError(
                 "reward=terminal and objective=area exclude each other, as the quality at the end says nothing of the "
@@ -169,9 +171,9 @@ class KSpaceSettings:
         scan = self.scan
         views, initial = scan.num_views, scan.initial_views.tolist()
         low, high = self.budget_range
-        if not 1 <= low <= high <= views - len(initial):
+        if not 1 <= low <= high <= self.most_lines:
             raise SeggymError(
-                f"budget={self.budget} must lie in 1..{views - len(initial)}: it counts the lines after the "
+                f"budget={self.budget} must lie in 1..{self.most_lines}: it counts the lines after the "
                 f"{len(initial)} initial ones of {views}"
             )
         first, last = self.candidate_range
@@ -194,6 +196,16 @@ class KSpaceSettings:
     def scan(self) -> Acquisition:
         """The acquisition with its defaults filled in."""
         return build(Acquisition, self.acquisition, "acquisition.")
+
+    @property
+    def lines_per_slice(self) -> int:
+        """Lines of a slice after the initial ones."""
+        return self.scan.num_views - len(self.scan.initial_views)
+
+    @property
+    def most_lines(self) -> int:
+        """The largest budget that an episode can have."""
+        return self.lines_per_slice
 
     @property
     def budget_range(self) -> tuple[int, int]:
