@@ -69,7 +69,7 @@ def open_cmrxrecon(
     infos = (case.images[0].with_name(INFO) for case in cases)
     cohort = build_cohort("cmrxrecon", root, names, cases, also=[path for path in infos if path.is_file()])
     tested = frozenset(case.patient for case in cases if _set_of(case.images[0]) == "TestSet")
-    return dataclasses.replace(cohort, official_test=tested)
+    return dataclasses.replace(cohort, official_test=tested, measured=True)
 
 
 def is_cmrxrecon(root: Path) -> bool:

@@ -55,6 +55,7 @@ class Cohort:
     the cohort has none); ``read(patient)`` yields the volumes of a patient. ``scribble_ignore`` is the scribble value
     that means "unlabelled". ``official_test`` names the patients that the cohort itself sets apart for testing.
     ``phases`` maps the names of volumes to "ED" or "ES" where the cohort says their cardiac phase.
+    ``measured`` cohorts hold raw k-space, from which nothing is simulated.
     ``fingerprint`` is that of the files as they were when the cohort was opened; ``fingerprint_now`` looks again.
     """
 
@@ -66,6 +67,7 @@ class Cohort:
     fingerprint: str = ""
     scribble_ignore: int | None = None
     official_test: frozenset[str] = frozenset()
+    measured: bool = False
     fingerprint_now: Callable[[], str] | None = field(default=None, repr=False)
     phases: Mapping[str, str] = field(default_factory=dict)
 

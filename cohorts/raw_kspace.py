@@ -4,6 +4,7 @@ Raw k-space has no labels: everything is background, and only the reconstruction
 See :mod:`seggym.cohorts.raw_kspace_fastmri` and :mod:`seggym.cohorts.ismrmrd_files` for what is read of each file.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def open_raw(root: str | os.PathLike[str]) -> Cohort:
     """
     root = Path(root)
     require_folder(root, "raw")
-    return build_cohort("raw", root, CLASS_NAMES, find_raw_cases(root, refuse))
+    cohort = build_cohort("raw", root, CLASS_NAMES, find_raw_cases(root, refuse))
+    return dataclasses.replace(cohort, measured=True)
 
 
 def is_raw_cohort(root: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from seggym.errors import SeggymError
-from seggym.kspace import orders
+from seggym.kspace import measured, orders
 from seggym.kspace.keyed_random import key_of, uniform
 from seggym.kspace.transforms import centre_crop, fftc, ifftc
 
@@ -29,7 +29,8 @@ GUARD_BAND = 20
 
 @dataclass(frozen=True)
 class Acquisition:
-    """The protocol of the simulated scan.
+    """The protocol of the scan. Measured k-space has the noise and the phase that it has: ``snr``, ``phase`` and
+    ``echo_shift`` say nothing about it.
 
     matrix: number of phase-encode lines and of readout samples (M).
     crop: side of the central crop of the reconstruction that the network sees (C <= M).
@@ -41,7 +42,8 @@ class Acquisition:
     initial_lines: size of the block around DC that is measured before the first action; odd. Of points it is the side
         of a square; of spokes their number, spread evenly, which may be even.
     coils: receive coils around the object (:mod:`seggym.kspace.coils`), combined by the root of the sum of squares;
-        every coil has the noise that ``snr`` gives to a single uniform one.
+        every coil has the noise that ``snr`` gives to a single uniform one. Those of measured k-space are compressed
+        to as many virtual ones.
     orientation: largest angle in degrees by which the anatomy is turned in the field of view; one draw per patient.
     field_of_view: range of the factor by which the field of view is larger than the image that it is simulated from;
         one draw per patient. At least 1: a smaller one would fold over.
@@ -169,6 +171,8 @@ class VolumeLike(Protocol):
     def label(self) -> np.ndarray: ...
     @property
     def spacing(self) -> tuple[float, float, float]: ...
+    @property
+    def kspace(self) -> np.ndarray | None: ...
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,11 @@ class SliceStack:
     reference signal of the SNR; data_range float32 (n,): maximum of the volume, for SSIM and PSNR;
     phase_amplitude and echo_shift float32 (n,): rad and lines, one draw per patient; spacing float32 (n, 3): z, y, x
     in mm at matrix resolution; patients, volumes, positions: patient name, volume name and slice index of each slice.
+
+    Slices whose k-space was measured have it in hybrid float32 (n, J, M, M, 2): real and imaginary part of hybrid space
+    (:mod:`seggym.kspace.simulation`), in a unit of each volume's own; available bool (n, M) are the lines that were
+    measured, the others are zeros and never candidates. Nothing is simulated then: signal, phase_amplitude and
+    echo_shift are 0, and images, of all lines, are on the matrix (n, M, M).
     """
 
     images: torch.Tensor
@@ -192,6 +201,8 @@ class SliceStack:
     volumes: tuple[str, ...]
     positions: tuple[int, ...]
     num_classes: int
+    hybrid: torch.Tensor | None = None
+    available: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.patients)
@@ -212,6 +223,13 @@ def prepare(volumes: Iterable[VolumeLike], acquisition: Acquisition, num_classes
     rows: dict[str, list[Any]] = {name: [] for name in SliceStack.__dataclass_fields__ if name != "num_classes"}
     for volume in volumes:
         depth = len(volume.image)
+        rows["patients"] += [volume.patient] * depth
+        rows["volumes"] += [volume.name] * depth
+        rows["positions"] += list(range(depth))
+        if volume.kspace is not None:
+            for name, values in _measured(volume, volume.kspace, acquisition).items():
+                rows[name] += values
+            continue
         patient_key = torch.tensor([key_of(volume.patient)])
         angle = uniform(patient_key, 2, 1, -acquisition.orientation, acquisition.orientation).item()
         wider = uniform(patient_key, 3, 1, *acquisition.field_of_view).item()
@@ -230,9 +248,6 @@ def prepare(volumes: Iterable[VolumeLike], acquisition: Acquisition, num_classes
         rows["phase_amplitude"] += [amplitude] * depth
         rows["echo_shift"] += [shift] * depth
         rows["spacing"] += [(volume.spacing[0], volume.spacing[1] * step, volume.spacing[2] * step)] * depth
-        rows["patients"] += [volume.patient] * depth
-        rows["volumes"] += [volume.name] * depth
-        rows["positions"] += list(range(depth))
     if not rows["patients"]:
         raise SeggymError("there is no slice to scan: the chosen patients hold no volume; check the split and the data")
     return SliceStack(
@@ -247,7 +262,50 @@ def prepare(volumes: Iterable[VolumeLike], acquisition: Acquisition, num_classes
         volumes=tuple(rows["volumes"]),
         positions=tuple(rows["positions"]),
         num_classes=num_classes,
+        hybrid=torch.cat(rows["hybrid"]) if rows["hybrid"] else None,
+        available=torch.cat(rows["available"]) if rows["available"] else None,
     )
+
+
+def _measured(volume: VolumeLike, kspace: np.ndarray, acquisition: Acquisition) -> dict[str, list[Any]]:
+    """The rows of a stack for a volume with measured ``kspace`` complex (Z, J, R, L)."""
+    for name in ("trajectory", "phase_encode", "orientation", "field_of_view", "corruption"):
+        value, expected = getattr(acquisition, name), Acquisition.__dataclass_fields__[name].default
+        if value != expected:
+            raise SeggymError(
+                f"{name}={value!r} is about simulated scans, the k-space of {volume.name} was measured: leave it out"
+            )
+    depth, found = kspace.shape[:2]
+    if found < acquisition.coils:
+        raise SeggymError(
+            f"{volume.name} was measured with {found} coils, expected at least acquisition.coils={acquisition.coils}: "
+            f"set acquisition.coils={found}"
+        )
+    samples = measured.readout_samples(kspace.shape, volume.spacing, acquisition.matrix)
+    hybrid, available = measured.hybrid_space(torch.from_numpy(kspace), samples, acquisition.matrix)
+    initial = acquisition.initial_views
+    missing = [int(line) for line in initial if not available[:, line].all()]
+    if missing:
+        raise SeggymError(
+            f"{volume.name} lacks line {', '.join(map(str, missing))} of {acquisition.matrix} in some slice, which is "
+            f"measured before the first action (acquisition.initial_lines={acquisition.initial_lines}): choose fewer, "
+            "or leave out the volume"
+        )
+    # Raw data come in any unit. A power of two changes no digit, and it is taken from lines that are always measured.
+    mean = hybrid[..., torch.from_numpy(initial)].abs().square().mean().sqrt().item()
+    hybrid = measured.virtual_coils(hybrid * 2.0 ** -round(math.log2(mean)), acquisition.coils, initial)
+    image = measured.full_image(hybrid)
+    label = measured.labels_at(volume.label, samples, acquisition.matrix, acquisition.crop)
+    pixels = (volume.spacing[1] * kspace.shape[2] / samples, volume.spacing[2] * kspace.shape[3] / acquisition.matrix)
+    return {
+        "images": [image],
+        "labels": [torch.from_numpy(label)],
+        "hybrid": [torch.view_as_real(hybrid.contiguous())],
+        "available": [available],
+        "data_range": [centre_crop(image, acquisition.crop, (-2, -1)).max().item()] * depth,
+        "spacing": [(volume.spacing[0], *pixels)] * depth,
+        **{name: [0.0] * depth for name in ("signal", "phase_amplitude", "echo_shift")},
+    }
 
 
 def turned(volume: np.ndarray, angle: float, order: int) -> np.ndarray:

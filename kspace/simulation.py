@@ -86,8 +86,11 @@ def encode(
 ) -> torch.Tensor:
     """Noise-free hybrid space (B, J, M, M) of slices ``indices`` int64 (B,) with the phase of ``keys`` int64 (B,).
 
-    ``transposed`` bool (B,) overrules which axis the keys encode phase along (:func:`rows_encoded`).
+    ``transposed`` bool (B,) overrules which axis the keys encode phase along (:func:`rows_encoded`). Of slices whose
+    k-space was measured it is what was measured, and the keys decide nothing.
     """
+    if stack.hybrid is not None:
+        return torch.view_as_complex(stack.hybrid[indices].to(dtype))
     if transposed is None:
         transposed = rows_encoded(keys, acquisition)
     return hybrid_space(objects(stack, indices, keys, acquisition, dtype, transposed), acquisition)

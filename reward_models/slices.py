@@ -31,7 +31,7 @@ def prepared_slices(cohort: Cohort, patients: Iterable[str], acquisition: Acquis
         "fingerprint": cohort.fingerprint,
         "num_classes": cohort.num_classes,
         "patients": chosen,
-        "scan": preparation_settings(acquisition),
+        "scan": preparation_settings(acquisition, cohort.measured),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     place = (str(cohort.root), key)
@@ -47,7 +47,11 @@ def prepared_slices(cohort: Cohort, patients: Iterable[str], acquisition: Acquis
     return _stacks[place]
 
 
-def preparation_settings(acquisition: Acquisition) -> dict[str, Any]:
-    """What :func:`~seggym.kspace.acquisition.prepare` reads of an acquisition; the rest does not touch slices."""
-    names = ("matrix", "grid", "crop", "phase", "echo_shift", "orientation", "field_of_view")
+def preparation_settings(acquisition: Acquisition, measured: bool = False) -> dict[str, Any]:
+    """What decides the slices that :func:`~seggym.kspace.acquisition.prepare` makes; the rest does not touch them.
+
+    ``measured`` says that the cohort holds raw k-space.
+    """
+    simulated = ("matrix", "grid", "crop", "phase", "echo_shift", "orientation", "field_of_view")
+    names = ("matrix", "crop", "coils", "initial_lines") if measured else simulated
     return {name: getattr(acquisition, name) for name in names}

@@ -107,6 +107,8 @@ class KSpaceEngine:
         first, last = settings.candidate_range
         line = torch.arange(self.num_lines, device=self.device)
         self._candidates = (line >= first) & (line <= last)
+        if self.stack.available is not None:
+            self._require_candidates(self.stack.available)
         self._every = torch.arange(num_envs, device=self.device)
         self._allocate()
 
@@ -197,6 +199,16 @@ class KSpaceEngine:
         prediction = segment(self.networks, self.routing[self.samples[rows]], self.scanner.full(rows))
         return metrics.most_probable(prediction.probabilities)
 
+    def _require_candidates(self, available: Tensor) -> None:
+        """Every scan needs a line to begin with; ``available`` bool (n, M) are those that were measured."""
+        without = ~(available & self._candidates & ~self.scanner.initial).any(1)
+        if bool(without.any()):
+            name = self.stack.names[int(without.nonzero()[0])]
+            raise SeggymError(
+                f"{name} has no measured line among the candidates beside the initial ones: widen candidates="
+                f"{self.settings.candidates}, or leave out the volume"
+            )
+
     def _check(self, episodes: Episodes) -> None:
         low, high = 1, self.num_lines - len(self.scanner.trajectory.initial)
         if len(episodes.samples) and not (
@@ -223,12 +235,15 @@ class KSpaceEngine:
 
     def _measurable(self) -> Tensor:
         """Lines that may be measured, bool (N, M)."""
-        acquired = self.acquired
+        acquired, available = self.acquired, self.scanner.available
+        candidates = self._candidates.expand_as(acquired)
+        if available is not None:
+            candidates = candidates & available
         if self.settings.remeasure == "any":
-            return self._candidates.expand_as(acquired).clone()
+            return candidates.clone()
         if self.settings.remeasure == "flagged":
-            return self._candidates & (~acquired | self.flagged)
-        return self._candidates & ~acquired
+            return candidates & (~acquired | self.flagged)
+        return candidates & ~acquired
 
     def step(self, actions: Tensor, active: Tensor | None = None) -> StepResult:
         """Measure line ``actions`` int64 (N,) in every environment that is ``active`` bool (N,) (default: all).

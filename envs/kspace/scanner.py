@@ -106,6 +106,8 @@ class Scanner:
         self.refresh(slots)
 
     def _clean(self, samples: torch.Tensor, keys: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+        if self.stack.hybrid is not None:
+            return simulation.encode(self.stack, samples, keys, self.acquisition, self.dtype).permute(0, 3, 1, 2)
         image = simulation.objects(self.stack, samples, keys, self.acquisition, self.dtype, transposed)
         return self.trajectory.encode(image)
 
@@ -166,6 +168,11 @@ class Scanner:
         return signal * factor[:, :, None], corrupted[:, 0]
 
     @property
+    def available(self) -> torch.Tensor | None:
+        """Views that can be measured at all, bool (N, V); None where all can, as in every simulated scan."""
+        return None if self.stack.available is None else self.stack.available[self.samples]
+
+    @property
     def needs_refresh(self) -> bool:
         """Whether images follow from a network, so that measuring leaves them to :meth:`refresh`."""
         return self._reconstructor is not None
@@ -218,8 +225,7 @@ class Scanner:
         It is the object at the resolution of the matrix, whatever the trajectory: all spokes still leave streaks.
         """
         samples, keys, transposed = self.samples[rows], self.keys[rows], self.transposed[rows]
-        image = simulation.objects(self.stack, samples, keys, self.acquisition, self.dtype, transposed)
-        hybrid = simulation.hybrid_space(image, self.acquisition)
+        hybrid = simulation.encode(self.stack, samples, keys, self.acquisition, self.dtype, transposed)
         return simulation.zero_filled(hybrid, None, self.acquisition, transposed)
 
     def measured(self, rows: Rows) -> torch.Tensor:

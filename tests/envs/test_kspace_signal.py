@@ -87,6 +87,7 @@ class Disc:
         image[np.hypot(y + 0.05, x - 0.08) < 0.12] = 400.0
         self.image = image[None].astype(np.float32)
         self.label = np.zeros_like(self.image, dtype=np.uint8)
+        self.kspace = None
 
 
 @pytest.mark.parametrize("key", [1, 2, 3])

@@ -20,6 +20,7 @@ class Slices:
     spacing: tuple = (10.0, 1.5, 1.5)
     patient: str = "patient001"
     frame: str = "frame01"
+    kspace: np.ndarray | None = None
 
     @property
     def name(self):
