@@ -1,0 +1,352 @@
+"""Training of one network on simulated, randomly undersampled scans."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+from monai.losses import DiceCELoss
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from seggym.errors import SeggymError
+from seggym.files import write_atomic
+from seggym.kspace import measured, simulation
+from seggym.kspace.acquisition import Acquisition, SliceStack
+from seggym.kspace.keyed_random import random_bits, uniform
+from seggym.kspace.masks import random_acquired
+from seggym.reward_models.frozen import normalise
+from seggym.reward_models.metrics import dice_per_class, encode_truth
+from seggym.reward_models.networks import build_network
+from seggym.reward_models.precision import native_precision, resolve_precision
+
+STATE = "training_state.pt"
+
+# Streams of a training scan's key, beside those of seggym.kspace.simulation.
+_MENDED_STREAM = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    ``iterations`` of ``batch_size`` scans, fewer if ``max_minutes`` or ``patience`` (validations in a row without a
+    better Dice; 0 is never) end it; ``average`` is the decay of the moving average of the weights, which is what is
+    validated and kept; ``precision`` "auto" is bf16 autocast where the processor or GPU computes in it.
+    """
+
+    architecture: str = "unet"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    iterations: int = 1500
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    average: float = 0.99
+    augmentation: bool = True
+    precision: str = "auto"
+    validate_every: int = 150
+    patience: int = 6
+    max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise SeggymError(f"training.{name}={getattr(self, name)} must be at least 1")
+        if not self.learning_rate > 0:
+            raise SeggymError(f"training.learning_rate={self.learning_rate} must be positive")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for records beside a network."""
+        options = {
+            key: list(value) if isinstance(value, (list, tuple)) else value for key, value in self.options.items()
+        }
+        return {**asdict(self), "options": options}
+
+
+class Simulator:
+    """Random training batches: slices, phase, noise, masks and augmentation from one generator."""
+
+    def __init__(self, stack: SliceStack, acquisition: Acquisition, device: torch.device, seed: int) -> None:
+        self.stack, self.acquisition, self.device = stack.to(device), acquisition, device
+        self.rng = np.random.default_rng(seed)
+
+    def batch(self, size: int, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images float32 (B, 1, C, C) and labels int64 (B, 1, C, C)."""
+        indices = torch.from_numpy(self.rng.integers(len(self.stack), size=size)).to(self.device)
+        keys = torch.from_numpy(self.rng.integers(2**63, size=size)).to(self.device)
+        acquired = torch.from_numpy(random_acquired(self.acquisition, size, self.rng)).to(self.device)
+        stack = _moved(self.stack, indices, self.acquisition, self.rng) if augment else self.stack
+        chosen = torch.arange(size, device=self.device) if augment else indices
+        magnitude = simulate(stack, chosen, keys, acquired, self.acquisition)
+        if augment:
+            # Contrast: a random power of the magnitude, which is all that the normalisation leaves to vary.
+            power = torch.from_numpy(np.exp(self.rng.uniform(-0.35, 0.35, size))).float().to(self.device)
+            magnitude = magnitude ** power[:, None, None]
+        return normalise(magnitude), stack.labels[chosen].long().unsqueeze(1)
+
+
+def simulate(
+    stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquired: torch.Tensor, acquisition: Acquisition
+) -> torch.Tensor:
+    """Zero-filled magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``.
+
+    Where the scan corrupts lines, a scan of a policy that measures them again has fewer of them than one that does not:
+    the share that stays corrupted is drawn per scan, from none to all.
+    """
+    hybrid = simulation.encode(stack, indices, keys, acquisition, torch.float32)
+    hybrid += simulation.thermal_noise(stack, indices, keys, acquisition)
+    if acquisition.corruption:
+        lines = torch.arange(acquisition.matrix, device=keys.device)
+        _, factor = simulation.corruption(keys, lines, acquisition)
+        mended = uniform(keys, _MENDED_STREAM, 1) > uniform(keys, _MENDED_STREAM + 1, acquisition.matrix)
+        hybrid *= torch.where(mended, 1, factor)[:, None, None, :]
+    transposed = simulation.rows_encoded(keys, acquisition)
+    return simulation.zero_filled(hybrid, acquired, acquisition, transposed)
+
+
+def _moved(stack: SliceStack, indices: torch.Tensor, scan: Acquisition, rng: np.random.Generator) -> SliceStack:
+    """The slices ``indices``, each turned, mirrored, scaled and moved before it is scanned, labels alike."""
+    size = len(indices)
+    angle = rng.uniform(-np.pi / 4, np.pi / 4, size)
+    scale = np.exp(rng.uniform(-0.2, 0.2, size))
+    mirror = rng.choice((-1.0, 1.0), size)
+    rotation = np.stack([[np.cos(angle) * mirror, -np.sin(angle)], [np.sin(angle) * mirror, np.cos(angle)]])
+    matrix = torch.from_numpy(rotation / scale).permute(2, 0, 1).float().to(indices.device)
+    # In units of half a field of view; the label covers only the crop, in whose units the same move is larger.
+    offset = torch.from_numpy(rng.uniform(-0.12, 0.12, (size, 2, 1))).float().to(indices.device)
+    if stack.hybrid is not None:
+        return _moved_scans(stack, indices, scan, matrix, offset)
+    image = _warp(stack.images[indices], matrix, offset, "bilinear")
+    label = _warp(stack.labels[indices].float(), matrix, offset * (scan.matrix / scan.crop), "nearest")
+    picked: dict[str, Any] = {k: value[indices] for k, value in vars(stack).items() if isinstance(value, torch.Tensor)}
+    return SliceStack(**{**vars(stack), **picked, "images": image, "labels": label.to(torch.uint8)})
+
+
+def _moved_scans(
+    stack: SliceStack, indices: torch.Tensor, scan: Acquisition, matrix: torch.Tensor, offset: torch.Tensor
+) -> SliceStack:
+    """:func:`_moved` of measured k-space: coils turn with the patient, and noise with both."""
+    assert stack.hybrid is not None
+    assert stack.available is not None
+    available = stack.available[indices]
+    hybrid = torch.view_as_complex(stack.hybrid[indices])
+    grid = nn.functional.affine_grid(torch.cat([matrix, offset], 2), [len(indices), 1, *hybrid.shape[2:]], False)
+    moved = torch.view_as_real(measured.warped(hybrid, available, grid))
+    label = _warp(stack.labels[indices].float(), matrix, offset * (scan.matrix / scan.crop), "nearest")
+    picked: dict[str, Any] = {k: value[indices] for k, value in vars(stack).items() if isinstance(value, torch.Tensor)}
+    return SliceStack(**{**vars(stack), **picked, "hybrid": moved, "labels": label.to(torch.uint8)})
+
+
+def _warp(images: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, mode: str) -> torch.Tensor:
+    grid = nn.functional.affine_grid(torch.cat([matrix, offset], 2), [len(images), 1, *images.shape[1:]], False)
+    return nn.functional.grid_sample(images[:, None], grid, mode=mode, align_corners=False)[:, 0]
+
+
+def train_network(
+    recipe: Recipe, train: SliceStack, val: SliceStack, acquisition: Acquisition, folder: Path, device: torch.device
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train until ``iterations``, ``max_minutes`` or ``patience`` end it; the weights with the best validation Dice.
+
+    The state is kept in ``folder`` after every validation and found there again, so that the same call goes on after an
+    interruption. Under ``torchrun`` every process draws its own batches and process 0 validates and writes.
+    """
+    trainer = _Trainer(recipe, train, val, acquisition, folder, device)
+    trainer.resume()
+    trainer.run()
+    return trainer.result()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: SliceStack,
+        val: SliceStack,
+        acquisition: Acquisition,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.acquisition, self.folder, self.device = recipe, acquisition, folder, device
+        self.rank = distributed.get_rank() if distributed.is_initialized() else 0
+        torch.manual_seed(recipe.seed)
+        self.network = build_network(recipe.architecture, train.num_classes, **recipe.options).to(device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's annotations
+        fastest = native_precision(device) if recipe.precision == "auto" else recipe.precision
+        self.autocast = resolve_precision(fastest, device) == "bf16"
+        self.replica: nn.Module = self.network
+        if distributed.is_initialized():
+            self.replica = DistributedDataParallel(self.network)
+        self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, recipe.learning_rate, total_steps=recipe.iterations + 1, pct_start=0.1
+        )
+        self.simulator = Simulator(train, acquisition, device, recipe.seed * 1000 + self.rank)
+        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+        self.validation = fixed_scans(val, acquisition, device)
+        self.iteration, self.stale, self.seconds, self.best = 0, 0, 0.0, -1.0
+        self.best_weights: dict[str, torch.Tensor] = {}
+
+    def run(self) -> None:
+        writer = SummaryWriter(str(self.folder / "tensorboard")) if self.rank == 0 else None
+        # Closed on an error as well, so that its message begins a line of its own.
+        with tqdm(
+            total=self.recipe.iterations,
+            initial=self.iteration,
+            desc=self.folder.name,
+            disable=self.rank > 0,
+            mininterval=5,
+        ) as bar:
+            self._iterate(bar, writer)
+        if writer is not None:
+            writer.close()
+
+    def _iterate(self, bar: tqdm, writer: SummaryWriter | None) -> None:
+        started, ended, running = time.monotonic() - self.seconds, self._ended(), []
+        while not ended:
+            running.append(self._step())
+            self.iteration += 1
+            bar.update()
+            self.seconds = time.monotonic() - started
+            if self._due():
+                if self.rank == 0:
+                    dice = self._validate()
+                    bar.set_postfix(loss=f"{np.mean(running):.3f}", dice=f"{dice:.3f}", best=f"{self.best:.3f}")
+                    assert writer is not None
+                    writer.add_scalar("train/loss", np.mean(running), self.iteration)
+                    writer.add_scalar("val/dice", dice, self.iteration)
+                    self._save()
+                running.clear()
+                ended = self._agreed(self._ended())
+
+    def _due(self) -> bool:
+        """Whether to validate. Clocks differ between processes, so where there are several only iterations count."""
+        last = self.iteration >= self.recipe.iterations if distributed.is_initialized() else self._ended()
+        return last or self.iteration % self.recipe.validate_every == 0
+
+    def _ended(self) -> bool:
+        recipe = self.recipe
+        late = recipe.max_minutes is not None and self.seconds > 60 * recipe.max_minutes
+        return late or self.iteration >= recipe.iterations or 0 < recipe.patience <= self.stale
+
+    def _agreed(self, ended: bool) -> bool:
+        """Process 0 decides: the others have not validated."""
+        if not distributed.is_initialized():
+            return ended
+        flag = torch.tensor([float(ended)], device=self.device)
+        distributed.broadcast(flag, 0)
+        return bool(flag.item())
+
+    def _step(self) -> float:
+        self.network.train()
+        images, labels = self.simulator.batch(self.recipe.batch_size, self.recipe.augmentation)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            logits, _ = self.replica(images.contiguous(memory_format=torch.channels_last))
+        loss = self.loss(logits.float(), labels)
+        if not torch.isfinite(loss):
+            raise SeggymError(
+                f"the loss of {self.folder.name} is {loss.item()} at iteration {self.iteration}: lower learning_rate, "
+                "or check the images with `seggym check-data`"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.averaged.update_parameters(self.network)
+        return loss.item()
+
+    def _validate(self) -> float:
+        dice = mean_dice(self.averaged.module, *self.validation)
+        if dice > self.best:
+            self.best, self.stale = dice, 0
+            self.best_weights = {key: value.clone() for key, value in self.averaged.module.state_dict().items()}
+        else:
+            self.stale += 1
+        return dice
+
+    def _save(self) -> None:
+        state = {
+            "recipe": self.recipe.as_dict(),
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.simulator.rng.bit_generator.state,
+            "progress": [self.iteration, self.stale, self.seconds, self.best],
+            "best_weights": self.best_weights,
+        }
+        write_atomic(self.folder / STATE, lambda path: torch.save(state, path))
+
+    def resume(self) -> None:
+        """Go on from the state in the folder, if there is one of the same recipe."""
+        path = self.folder / STATE
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise SeggymError(f"{path} cannot be read ({error}): remove it to train from the start") from None
+        if state["recipe"] != self.recipe.as_dict():
+            raise SeggymError(f"{path} was made with another recipe: remove {self.folder} to train from the start")
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.rank == 0:
+            self.simulator.rng.bit_generator.state = state["generator"]
+        else:
+            self.simulator.rng = np.random.default_rng([self.recipe.seed, self.rank, state["progress"][0]])
+        self.iteration, self.stale, self.seconds, self.best = state["progress"]
+        self.best_weights = state["best_weights"]
+
+    def result(self) -> tuple[nn.Module, dict[str, Any]]:
+        if self.best_weights:
+            self.network.load_state_dict(self.best_weights)
+        return self.network.eval(), {
+            "val_dice": self.best,
+            "iterations": self.iteration,
+            "minutes": round(self.seconds / 60, 2),
+            "recipe": self.recipe.as_dict(),
+        }
+
+
+def fixed_scans(stack: SliceStack, acquisition: Acquisition, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every slice scanned once with a fixed random mask: normalised images (n, 1, C, C), labels uint8 (n, C, C)."""
+    stack = stack.to(device)
+    acquired = torch.from_numpy(random_acquired(acquisition, len(stack), np.random.default_rng(0))).to(device)
+    keys = random_bits(torch.zeros(1, dtype=torch.int64, device=device), 0, len(stack))[0]
+    indices = torch.arange(len(stack), device=device)
+    images = torch.cat([simulate(stack, part, keys[part], acquired[part], acquisition) for part in indices.split(32)])
+    return normalise(images), stack.labels
+
+
+@torch.inference_mode()
+def mean_dice(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Hard Dice, mean over present classes, then over the slices that have one."""
+    network.eval()
+    predicted = torch.cat([network(part)[0].argmax(1) for part in images.split(32)])
+    num_classes = network(images[:1])[0].shape[1]
+    dice = dice_per_class(predicted, encode_truth(labels, num_classes)).nanmean(1)
+    return dice.nanmean().item()
+
+
+def start_distributed() -> None:
+    """Join the process group, with a GPU of its own, when ``torchrun`` started this process; otherwise do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        # "cuda" without a number is this one from here on.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
