@@ -40,7 +40,7 @@ def kwargs_of(tmp_path_factory):
     data = {"acdc": acdc.write_example(root / "acdc", patients=4)}
     data["folder"] = folder.write_example(root / "folder", patients=4)
     torch.manual_seed(0)
-    for cohort, crop in (("acdc", 128), ("folder", 128), ("phantom", 96)):
+    for cohort, crop in (("acdc", 128), ("folder", 128), ("phantom", 96), ("acdc-hard", 96)):
         card = ModelCard(
             architecture="unet",
             options={"widths": [4, 8, 8, 8]},
@@ -49,7 +49,7 @@ def kwargs_of(tmp_path_factory):
             task="segmentation",
             crop=crop,
             patients=[],
-            cohort=cohort,
+            cohort=cohort.removesuffix("-hard"),
             fingerprint="none",
         )
         save_network(root / f"net-{cohort}", build_network("unet", 4, widths=[4, 8, 8, 8]), card)
@@ -64,7 +64,9 @@ def kwargs_of(tmp_path_factory):
         if cohort == "folder":
             kwargs["cohort_options"] = {"num_classes": 4}
         if "Seg" in name:
-            kwargs["reward_model"] = str(root / f"net-{cohort}")
+            kwargs["reward_model"] = str(
+                root / ("net-acdc-hard" if name == "KSpaceSeg-ACDC-Hard-v0" else f"net-{cohort}")
+            )
         return kwargs
 
     return make
@@ -122,9 +124,10 @@ def test_the_defaults_of_v0(kwargs_of, name):
     """They are promised: another default is another version."""
     kwargs = {key: value for key, value in kwargs_of(name).items() if key != "budget"}
     env = gymnasium.make(name, **kwargs)
-    lines, crop = (128, 96) if "Phantom" in name else (160, 128)
+    hard = "Hard" in name
+    lines, crop = (128, 96) if "Phantom" in name or hard else (160, 128)
     space = env.observation_space
-    assert set(space.spaces) == {"image", "acquired", "budget"}
+    assert set(space.spaces) == {"image", "acquired", "budget"} | ({"energy", "corrupted", "axis"} if hard else set())
     assert (space["image"].shape, space["image"].dtype) == ((1, crop, crop), np.uint8)
     assert space["acquired"].shape == (lines,)
     assert (space["budget"].shape, space["budget"].dtype) == ((1,), np.float32)
@@ -134,6 +137,10 @@ def test_the_defaults_of_v0(kwargs_of, name):
     settings = env.unwrapped.engine.settings
     assert (settings.objective, settings.reward, settings.illegal_action) == ("final", "dense", "noop")
     assert (settings.seg_metric, settings.role) == ("soft_dice", "train")
+    assert (settings.remeasure, settings.choose_axis, settings.lines_per_step) == ("any" if hard else "never", False, 1)
+    scan = settings.scan
+    assert (scan.corruption, scan.phase_encode) == ((0.25, "random") if hard else (0.0, "columns"))
+    assert (scan.echo_shift, scan.orientation) == ((12.0, 45.0) if hard else (4.0, 0.0))
     assert ("dice" in info) is ("Seg" in name)
 
 
