@@ -73,9 +73,9 @@ def fit_reward_model(
         recipe = plan.independent if name == "independent" and plan.independent else plan.recipe
         # Another seed for every network of every run; a fold shares nothing with the full one but the recipe.
         recipe = replace(recipe, seed=1000 * recipe.seed + names.index(name))
-        _fit_member(folder / name, cohort, patients, split, acquisition, recipe, device)
+        fit_member(folder / name, cohort, patients, split, acquisition, recipe, device)
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            _vouch_for_bf16(folder / name, cohort, split, acquisition, device)
+            vouch_for_bf16(folder / name, cohort, split, acquisition, device)
 
 
 def _completed(index: Any) -> Any:
@@ -85,7 +85,7 @@ def _completed(index: Any) -> Any:
     return index
 
 
-def _fit_member(
+def fit_member(
     folder: Path,
     cohort: Cohort,
     patients: list[str],
@@ -94,6 +94,10 @@ def _fit_member(
     recipe: Recipe,
     device: torch.device,
 ) -> None:
+    """Train one network on ``patients`` with the validation patients of ``split``, unless ``folder`` holds it already.
+
+    Its test patients, if any, are scored for the card.
+    """
     if (folder / CARD).exists():
         card = read_card(folder)
         if sorted(card.patients) != sorted(patients) or card.metrics.get("recipe") != recipe.as_dict():
@@ -126,7 +130,7 @@ def _fit_member(
     (folder / STATE).unlink(missing_ok=True)
 
 
-def _vouch_for_bf16(folder: Path, cohort: Cohort, split: Split, acquisition: Acquisition, device: torch.device) -> None:
+def vouch_for_bf16(folder: Path, cohort: Cohort, split: Split, acquisition: Acquisition, device: torch.device) -> None:
     """Measure on the validation patients what the network in ``folder`` loses in bf16, unless that is on record."""
     if read_record(folder) is not None:
         return

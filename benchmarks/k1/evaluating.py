@@ -1,0 +1,124 @@
+"""The evaluation of an outer fold: every method on its test patients, tuned on its training patients."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.k1.networks import reward_model
+from benchmarks.k1.policies import run_folder
+from benchmarks.k1.protocol import Protocol
+from benchmarks.k1.sharing import Task
+from seggym.agents.baselines import TuningGround, make_baselines
+from seggym.agents.blind import BlindTwin
+from seggym.agents.controls import FIXED_ORDERS, RemeasureFirst, choose_best_order
+from seggym.agents.curves import curves_of
+from seggym.agents.evaluation import Bench, evaluate_policies, open_bench
+from seggym.agents.fixed_sets import find_fixed_sets, static_order
+from seggym.agents.policies import FixedOrder, Policy
+from seggym.agents.results import EvaluationResult
+from seggym.agents.snapshots import LearnedPolicy, load_policy
+from seggym.files import write_json
+from seggym.reward_models.frozen import resolve_device
+
+SUBJECT, TWIN, SWAPPED, STATIC = "learned", "blind_twin", "swapped_observation", "static_learned"
+CONTROLS = (SWAPPED,)
+"""Methods that explain and do not compete."""
+
+
+def fold_folder(protocol: Protocol, fold: int) -> Path:
+    """Where the curves of a fold lie."""
+    return protocol.out / "evaluation" / f"fold{fold}"
+
+
+def evaluation_tasks(protocol: Protocol) -> list[Task]:
+    """One evaluation for every fold."""
+    return [
+        Task(fold_folder(protocol, fold), lambda fold=fold: _evaluate(protocol, fold))
+        for fold in range(len(protocol.folds))
+    ]
+
+
+def _evaluate(protocol: Protocol, fold: int) -> None:
+    options, folder = protocol.content["evaluation"], fold_folder(protocol, fold)
+    kwargs = protocol.env_kwargs(fold, reward_model(protocol, fold))
+    bench = open_bench(protocol.content["env"]["id"], kwargs, "test")
+    ground = bench.ground(
+        protocol.budget,
+        cache=protocol.out / "searches",
+        progress=protocol.progress,
+        max_slices=options["max_slices"],
+        window=options["window"],
+    )
+    learned, twins = (_policies(protocol, fold, kind) for kind in ("learned", "blind"))
+    for policy in learned:
+        policy.name = SUBJECT
+    static = [FixedOrder(STATIC, _static_order(policy, bench, ground)) for policy in learned]
+    baselines = make_baselines(options["baselines"], ground)
+    tuned = {policy.name: policy for policy in baselines if isinstance(policy, FixedOrder)}
+    for name in FIXED_ORDERS:
+        if name not in tuned:
+            (tuned[name],) = make_baselines([name], ground)  # type: ignore[assignment]
+    candidates = [*(tuned[name] for name in FIXED_ORDERS), static[0]]
+    best = choose_best_order(
+        bench,
+        candidates,
+        protocol.budget,
+        slices=options["selection_slices"],
+        cache=ground.cache,
+        progress=protocol.progress,
+    )
+    policies: list[Policy | Sequence[Policy]] = [
+        learned,
+        [BlindTwin(policy, TWIN) for policy in twins],
+        [BlindTwin(policy, SWAPPED) for policy in learned],
+        static,
+        *baselines,
+        best,
+    ]
+    settings = bench.settings
+    if settings.lines_per_step == 1:
+        order = tuned["population_greedy"].order
+        budgets = range(1, protocol.budget + 1)
+        policies.append(find_fixed_sets(ground, order, budgets, options["set_evaluations"]))
+    if settings.remeasure != "never" and settings.corruption_flagged:
+        policies.append(RemeasureFirst(best))
+    result = evaluate_policies(
+        bench,
+        policies,
+        [1, protocol.budget],
+        protocol="anytime",
+        repeats=options["repeats"],
+        surface_budgets=[],
+        cache=protocol.out / "scores",
+        progress=protocol.progress,
+    )
+    curves_of(result, result.key, fold).save(folder)
+    chosen = next(policy.name for policy in candidates if np.array_equal(policy.order, best.order))
+    write_json(folder / "notes.json", {"best_fixed_order": chosen, "lines": _lines(result)})
+
+
+def _policies(protocol: Protocol, fold: int, kind: str) -> list[LearnedPolicy]:
+    device = str(resolve_device(protocol.device))
+    return [load_policy(run_folder(protocol, fold, kind, seed), device) for seed in protocol.seeds(fold)]
+
+
+def _static_order(policy: LearnedPolicy, bench: Bench, ground: TuningGround) -> np.ndarray:
+    def find() -> dict[str, Any]:
+        engine = bench.tuning_engine("train", ground.max_slices, ground.length, policy.observation)
+        return {"order": static_order(policy, engine, ground.length).tolist()}
+
+    found = ground.search({"search": "static_order", "policy": policy.identity}, find)
+    return np.asarray(found["order"])
+
+
+def _lines(result: EvaluationResult) -> dict[str, Any]:
+    """How much each method varies between scans: the mean number of different lines at a step of the first run."""
+    spread = {}
+    for policy in result.policies:
+        if "lines" in policy.runs[0]:
+            lines = policy.runs[0]["lines"]
+            counts = [len(np.unique(column[column >= 0])) for column in lines.T]
+            spread[policy.name] = round(float(np.mean(counts)), 2)
+    return spread
