@@ -31,8 +31,13 @@ def partial_fourier(matrix: int, side: int, ratio: int) -> np.ndarray:
 def variable_density(matrix: int, power: float, rng: np.random.Generator) -> np.ndarray:
     """Random order, drawn without replacement with density (1 - |k| / k_max)^power (Lustig et al., MRM 2007)."""
     distance = np.abs(np.arange(matrix) - matrix // 2) / (matrix // 2 + 1)
+    return drawn_by_weight(power * np.log(1 - distance), rng)
+
+
+def drawn_by_weight(log_weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random order, drawn without replacement with probabilities proportional to the weights."""
     # Gumbel's trick: sorting perturbed log-weights is sampling without replacement.
-    return np.argsort(-(power * np.log(1 - distance) + rng.gumbel(size=matrix)), kind="stable")
+    return np.argsort(-(log_weights + rng.gumbel(size=len(log_weights))), kind="stable")
 
 
 def uniformly_random(matrix: int, rng: np.random.Generator) -> np.ndarray:
@@ -42,10 +47,13 @@ def uniformly_random(matrix: int, rng: np.random.Generator) -> np.ndarray:
 
 def equispaced(matrix: int, budget: int, initial_lines: int, rng: np.random.Generator) -> np.ndarray:
     """``budget`` lines at equal distances over all lines but the initial block, from a random offset; then the rest."""
-    block = initial_block(matrix, initial_lines)
-    free = np.setdiff1d(np.arange(matrix), block)
+    return initial_then_spread(initial_block(matrix, initial_lines), np.arange(matrix), budget, rng)
+
+
+def initial_then_spread(initial: np.ndarray, order: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
+    """``initial`` ones, then ``budget`` others at equal distances in ``order`` from a random offset; then the rest."""
+    free = order[~np.isin(order, initial)]
     budget = min(budget, len(free))
     offset = rng.uniform()
     chosen = free[((np.arange(budget) + offset) * len(free) / max(budget, 1)).astype(int)]
-    rest = np.setdiff1d(free, chosen)
-    return np.concatenate([block, chosen, rest])
+    return np.concatenate([initial, chosen, free[~np.isin(free, chosen)]])

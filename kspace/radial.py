@@ -119,7 +119,7 @@ class RadialSpokes:
         across, down = across.flatten(0, 1), down.flatten(0, 1)
         with full_precision():
             images = torch.bmm(down.mT.expand(len(weighted), -1, -1), weighted * across)
-        return images.view(len(samples), -1, *images.shape[-2:])
+        return images.view(-1, samples.shape[2], *images.shape[-2:])
 
     def kspace(self, samples: torch.Tensor) -> torch.Tensor:
         """Samples complex (B, V, J, S) with a column for each spoke: (B, J, S, V)."""

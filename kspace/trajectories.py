@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from seggym.kspace import simulation
-from seggym.kspace.acquisition import Acquisition
+from seggym.kspace.acquisition import Acquisition, SliceStack
+from seggym.kspace.keyed_random import complex_normal
 from seggym.kspace.points import CartesianPoints
 from seggym.kspace.radial import RadialSpokes
 from seggym.kspace.transforms import fftc
@@ -58,8 +59,41 @@ class Trajectory(Protocol):
 @functools.lru_cache(maxsize=4)
 def make_trajectory(acquisition: Acquisition, dtype: torch.dtype, device: torch.device) -> Trajectory:
     """The trajectory of ``acquisition``: tables for images of ``dtype`` on ``device``, which nobody may write to."""
-    kinds = {"lines": CartesianLines, "radial": RadialSpokes, "points": CartesianPoints}
-    return kinds[acquisition.trajectory](acquisition, dtype, device)
+    if acquisition.trajectory == "radial":
+        return RadialSpokes(acquisition, dtype, device)
+    if acquisition.trajectory == "points":
+        return CartesianPoints(acquisition, dtype, device)
+    return CartesianLines(acquisition, dtype, device)
+
+
+def first_measurements(
+    stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition
+) -> torch.Tensor:
+    """Noisy samples complex64 (B, V, J, S) of all views of slices ``indices`` with the ``keys``, int64 (B,)."""
+    trajectory = make_trajectory(acquisition, torch.float32, keys.device)
+    if acquisition.trajectory == "lines":  # which may have been measured instead
+        clean = simulation.encode(stack, indices, keys, acquisition, torch.float32).permute(0, 3, 1, 2)
+    else:
+        upright = torch.zeros_like(keys, dtype=torch.bool)
+        image = simulation.objects(stack, indices, keys, acquisition, torch.float32, upright)
+        clean = trajectory.encode(image)
+    if acquisition.snr is None:
+        return clean
+    noise = complex_normal(keys, simulation.NOISE_STREAM, trajectory.noise_numbers().flatten())
+    sigma = stack.signal[indices] / acquisition.snr
+    return clean + noise.view(clean.shape) * sigma[:, None, None, None]
+
+
+def zero_filled(samples: torch.Tensor, acquired: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """Magnitude float32 (B, C, C) of ``samples`` complex64 (B, V, J, S), of the views in ``acquired`` bool (B, V).
+
+    A single scan may be given for many ``acquired``. Images are as the scanner sees them, see
+    :func:`seggym.kspace.simulation.upright`.
+    """
+    trajectory = make_trajectory(acquisition, torch.float32, samples.device)
+    magnitude = simulation.root_sum_of_squares(simulation.to_planes(trajectory.reconstruct(samples, acquired)))
+    scale = trajectory.scale(acquired)
+    return magnitude if scale is None else magnitude * scale[:, None, None]
 
 
 class CartesianLines:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from seggym.kspace import orders
+from seggym.kspace import view_orders
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import key_of
 from seggym.reward_models.frozen import FrozenNetwork
@@ -32,7 +32,7 @@ def evaluate_network(
     device: torch.device,
     accelerations: Sequence[int] = ACCELERATIONS,
 ) -> dict[str, Any]:
-    """Dice, HD95 and ASSD of every slice and volume of ``stack``, measured centre-out at each acceleration.
+    """Dice, HD95 and ASSD of every slice and volume of ``stack``, measured in plain order at each acceleration.
 
     Returns, per acceleration ("1" is fully sampled), ``slice`` and ``volume``: ``dice`` (mean over classes, then
     cases: [mean, low, high], 95 % over patients), ``dice_per_class``, ``hd95`` and ``assd`` (mm, mean over classes and
@@ -47,8 +47,9 @@ def evaluate_network(
 
 
 def _segment(frozen: FrozenNetwork, stack: SliceStack, acquisition: Acquisition, acceleration: int) -> torch.Tensor:
-    acquired = np.zeros((1, acquisition.matrix), bool)
-    acquired[0, orders.centre_out(acquisition.matrix)[: round(acquisition.matrix / acceleration)]] = True
+    views = acquisition.num_views
+    acquired = np.zeros((1, views), bool)
+    acquired[0, view_orders.plain_order(acquisition)[: round(views / acceleration)]] = True
     mask = torch.from_numpy(acquired).to(frozen.device)
     stack = stack.to(frozen.device)
     predicted = []

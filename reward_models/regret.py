@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from seggym.kspace import orders, simulation
+from seggym.kspace import simulation, trajectories, view_orders
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import key_of
 from seggym.reward_models.checkpoints import load_network
@@ -80,22 +80,23 @@ def compare_choices(
 ) -> Choices | None:
     """Let two versions of a network choose the next line of the same scans; None if it would take too long.
 
-    ``stack`` is on the device of both. Scans are measured centre-out and with variable density in turn, up to each of
-    :data:`STAGES`; of the lines left within :data:`WINDOW` of DC each version chooses the one after which the soft Dice
-    with the true labels is largest, a tie going to the line nearer to DC.
+    ``stack`` is on the device of both. Scans are measured in plain order (centre-out, spokes by the golden angle) and
+    with variable density in turn, up to each of :data:`STAGES`; of the lines left within :data:`WINDOW` of DC each
+    version chooses the one after which the soft Dice with the true labels is largest, a tie going to the line nearer to
+    DC.
     """
     device = stack.images.device
     scans = torch.arange(min(len(stack), SCANS), device=device) * len(stack) // min(len(stack), SCANS)
     keys = torch.tensor([key_of(f"precision:{stack.names[index]}") for index in scans.tolist()], device=device)
-    hybrid = simulation.encode(stack, scans, keys, acquisition, torch.float32)
-    hybrid += simulation.thermal_noise(stack, scans, keys, acquisition)
+    samples = trajectories.first_measurements(stack, scans, keys, acquisition)
     transposed = simulation.rows_encoded(keys, acquisition)
     cases = [(scan, mask) for scan in range(len(scans)) for mask in _masks(acquisition, scan)]
     rows: list[tuple[bool, float, float]] = []
     started = 0.0
     for scan, mask in tqdm(cases, desc=f"{title}: choices in bf16 against fp32", unit="choice", mininterval=5):
         tried = torch.from_numpy(_tried(acquisition, mask)).to(device)
-        images = simulation.zero_filled(hybrid[scan : scan + 1], tried, acquisition, transposed[scan : scan + 1])
+        images = trajectories.zero_filled(samples[scan : scan + 1], tried, acquisition)
+        images = simulation.upright(images, transposed[scan : scan + 1])
         labels = stack.labels[scans[scan]].expand(len(tried), -1, -1)
         truth = encode_truth(labels, stack.num_classes)
         exact, rounded = (
@@ -132,19 +133,15 @@ def summarise(choices: Choices, weights: str, device: str) -> PrecisionRecord:
 
 
 def _masks(acquisition: Acquisition, scan: int) -> list[NDArray[np.bool_]]:
-    """Lines measured at each stage of a scan, bool (M,); stages that leave no line to choose within the window fall."""
-    matrix = acquisition.matrix
-    first = orders.initial_block(matrix, acquisition.initial_lines)
-    centre_out = scan % 2 == 0
-    order = (
-        orders.centre_out(matrix)
-        if centre_out
-        else orders.variable_density(matrix, _DENSITY_POWER, np.random.default_rng(scan))
-    )
+    """Lines measured at each stage of a scan, bool (V,); stages that leave no line to choose within the window fall."""
+    first = acquisition.initial_views
+    order = view_orders.plain_order(acquisition)
+    if scan % 2:
+        order = view_orders.random_order(acquisition, _DENSITY_POWER, np.random.default_rng(scan))
     rest = order[~np.isin(order, first)]
     masks = []
     for stage in STAGES:
-        mask = np.zeros(matrix, bool)
+        mask = np.zeros(acquisition.num_views, bool)
         mask[first] = mask[rest[:stage]] = True
         if len(_tried(acquisition, mask)) > 1:
             masks.append(mask)
@@ -152,9 +149,9 @@ def _masks(acquisition: Acquisition, scan: int) -> list[NDArray[np.bool_]]:
 
 
 def _tried(acquisition: Acquisition, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """``mask`` and, row by row, with each line added that may be chosen, nearest to DC first: bool (1 + lines, M)."""
-    order = orders.centre_out(acquisition.matrix)
-    lines = order[~mask[order] & (np.abs(order - acquisition.dc) <= WINDOW)]
+    """``mask`` and, row by row, with each line added that may be chosen, nearest to DC first: bool (1 + lines, V)."""
+    order = view_orders.near_centre(acquisition, WINDOW)
+    lines = order[~mask[order]]
     tried = np.repeat(mask[None], 1 + len(lines), axis=0)
     tried[np.arange(1, len(tried)), lines] = True
     return tried

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
-from seggym.kspace import measured, simulation
+from seggym.kspace import measured, simulation, trajectories
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import random_bits, uniform
 from seggym.kspace.masks import random_acquired
@@ -102,15 +102,14 @@ def simulate(
     Where the scan corrupts lines, a scan of a policy that measures them again has fewer of them than one that does not:
     the share that stays corrupted is drawn per scan, from none to all.
     """
-    hybrid = simulation.encode(stack, indices, keys, acquisition, torch.float32)
-    hybrid += simulation.thermal_noise(stack, indices, keys, acquisition)
+    samples = trajectories.first_measurements(stack, indices, keys, acquisition)
     if acquisition.corruption:
-        lines = torch.arange(acquisition.matrix, device=keys.device)
-        _, factor = simulation.corruption(keys, lines, acquisition)
-        mended = uniform(keys, _MENDED_STREAM, 1) > uniform(keys, _MENDED_STREAM + 1, acquisition.matrix)
-        hybrid *= torch.where(mended, 1, factor)[:, None, None, :]
-    transposed = simulation.rows_encoded(keys, acquisition)
-    return simulation.zero_filled(hybrid, acquired, acquisition, transposed)
+        views = torch.arange(acquisition.num_views, device=keys.device)
+        _, factor = simulation.corruption(keys, views, acquisition)
+        mended = uniform(keys, _MENDED_STREAM, 1) > uniform(keys, _MENDED_STREAM + 1, acquisition.num_views)
+        samples *= torch.where(mended, 1, factor)[:, :, None, None]
+    magnitude = trajectories.zero_filled(samples, acquired, acquisition)
+    return simulation.upright(magnitude, simulation.rows_encoded(keys, acquisition))
 
 
 def _moved(stack: SliceStack, indices: torch.Tensor, scan: Acquisition, rng: np.random.Generator) -> SliceStack:
