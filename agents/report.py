@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from seggym.agents.curves import curves_of
 from seggym.agents.figures import all_figures
 from seggym.agents.results import LEVELS, EvaluationResult
 from seggym.files import write_atomic, write_json
@@ -32,8 +33,13 @@ _PREFACE = (
 
 
 def write_report(result: EvaluationResult, folder: Path) -> list[Path]:
-    """Write evaluation.json, evaluation.csv, figures/*.png and report.html to ``folder``, each atomically."""
+    """Write evaluation.json, evaluation.csv, figures/*.png and report.html to ``folder``, each atomically.
+
+    Where networks scored, the curves of every volume lie beside them, for ``seggym compare``.
+    """
     figures = all_figures(result)
+    if result.nets:
+        curves_of(result, result.key).save(folder)
     paths = [
         write_json(folder / "evaluation.json", result.to_json()),
         write_atomic(folder / "evaluation.csv", result.to_csv().encode()),

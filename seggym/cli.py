@@ -38,6 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("destination", metavar="DST")
     convert.set_defaults(run=_convert)
 
+    compare = commands.add_parser("compare", help="paired differences between the policies of several evaluations")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run, or of a K1 result")
+    compare.set_defaults(run=_compare)
+
     doctor = commands.add_parser("doctor", help="what seggym found on this machine")
     doctor.set_defaults(run=_doctor)
 
@@ -68,6 +72,13 @@ def _convert(options: argparse.Namespace) -> int:
 
     volumes = convert_acdc_to_png(options.source, options.destination)
     print(f"{volumes} volumes written to {options.destination}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from seggym.agents.comparison import compare, comparison_text
+
+    print(comparison_text(compare(options.runs)))
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Protocol K1: does a learned sampling policy beat fixed orders, and because it sees the patient? docs/protocol_k1.md"""
+"""Protocol K1 (docs/protocol_k1.md): does a learned sampling policy beat fixed ones, and because it sees the patient?"""

@@ -1,4 +1,4 @@
-"""The policies of K1: learned ones, and for each its blind twin, trained alike on the observations of other patients."""
+"""The policies of K1: learned ones, and for each its blind twin, trained alike on observations of other patients."""
 
 import shutil
 from pathlib import Path

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seggym import __version__
 from seggym.agents.algorithms.masked_dqn import MASK
 from seggym.agents.algorithms.networks import find_algorithm
+from seggym.agents.comparison import differences
 from seggym.agents.evaluation import check_range, settings_of
 from seggym.agents.fixed_sets import EVALUATIONS
 from seggym.agents.pooling import ENDPOINTS
@@ -212,14 +213,6 @@ def _check(values: Mapping[str, Any]) -> KSpaceSettings:
     if training["total_steps"] < 1 or evaluation.get("set_evaluations", EVALUATIONS) < 0:
         raise SeggymError("training.total_steps must be at least 1 and evaluation.set_evaluations at least 0")
     return settings
-
-
-def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """Keys in which two JSON objects differ, as a.b."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [prefix.rstrip(".") or "content"]
-    keys = sorted(set(before) | set(now))
-    return [key for name in keys for key in differences(before.get(name), now.get(name), f"{prefix}{name}.")]
 
 
 def provenance(protocol: Protocol) -> dict[str, Any]:

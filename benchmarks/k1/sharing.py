@@ -31,7 +31,7 @@ class Task:
 
 
 def work_through(tasks: Sequence[Task]) -> None:
-    """Run all ``tasks`` that are not done; those that another process is at are waited for when nothing else is left."""
+    """Run all ``tasks`` that are not done; those of another process are waited for when nothing else is left."""
     waiting = list(tasks)
     while waiting:
         busy = []

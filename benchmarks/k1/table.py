@@ -222,14 +222,16 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def figure(table: PooledTable) -> bytes:
     """Mean volume Dice over patients against lines, one panel per network; privileged methods dashed."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     nets = table.curves.nets
-    picture = Figure(figsize=(6.2 * len(nets), 4.6), dpi=110, layout="constrained")
+    picture = Figure(figsize=(5.6 * len(nets) + 2, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(picture)
     panels = picture.subplots(1, len(nets), sharey=True, squeeze=False)[0]
     for axes, net in zip(panels, nets, strict=True):
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)
         for name in _order(table):
             method = table.curves.method(name)
             means = [table.resampling.estimate(method.curves[net][:, i]).mean for i in range(len(table.curves.points))]
@@ -243,7 +245,7 @@ def figure(table: PooledTable) -> bytes:
         axes.set(xlabel="lines measured after the initial ones (simulated k-space)", title=f"network {net}")
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="Dice per volume")
-    panels[-1].legend(fontsize=7)
+    picture.legend(*panels[-1].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     buffer = io.BytesIO()
     picture.savefig(buffer, format="png")
     return buffer.getvalue()
