@@ -9,13 +9,14 @@ from torch import Tensor
 
 from seggym.envs.batched import Rows, pieces, read_rows, write_rows
 from seggym.envs.kspace.reward import Truth, quality, quality_reward
-from seggym.envs.kspace.scanner import Reconstructor, Scanner
+from seggym.envs.kspace.scanner import Scanner
 from seggym.envs.kspace.segmentation import Segmentation, Segmenter, segment, summarise
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace import simulation
 from seggym.kspace.acquisition import SliceStack
 from seggym.kspace.keyed_random import uniform
+from seggym.kspace.reconstruction.methods import Reconstruction
 from seggym.reward_models import image_quality, metrics
 from seggym.reward_models.frozen import micro_batch
 
@@ -55,8 +56,8 @@ class KSpaceEngine:
 
     ``stack`` holds the slices that episodes draw from; ``networks`` scores them and ``routing`` int64 (n,) says which
     network scores which slice, so that no slice is scored by a network that was trained on its patient. ``weights``
-    (n,) are the probabilities of the slices in the draw (uniform by default). ``reconstructor`` maps zero-filled
-    magnitude (B, C, C) to (B, C, C). ``dtype`` is float32, or float64 for tests.
+    (n,) are the probabilities of the slices in the draw (uniform by default). ``reconstruction`` maps
+    lines to the image that is shown and scored; None is zero-filled. ``dtype`` is float32, or float64 for tests.
 
     Whatever takes memory per image is done for a few images at a time, so that a step takes no more of it, and no more
     time per image, for a thousand scans than for sixteen; what grows with N is the state of the episodes.
@@ -70,7 +71,7 @@ class KSpaceEngine:
         networks: list[Segmenter] | None = None,
         routing: Tensor | None = None,
         weights: Tensor | None = None,
-        reconstructor: Reconstructor | None = None,
+        reconstruction: Reconstruction | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -96,7 +97,7 @@ class KSpaceEngine:
             dtype,
             self._piece,
             self.micro_batch,
-            reconstructor,
+            reconstruction,
             remeasures=settings.remeasure != "never",
         )
         self.num_lines = self.scanner.num_views
@@ -108,7 +109,7 @@ class KSpaceEngine:
         line = torch.arange(self.num_lines, device=self.device)
         self._candidates = (line >= first) & (line <= last)
         if self.stack.available is not None:
-            self._require_candidates(self.stack.available)
+            self._require_measurable(self.stack.available)
         self._every = torch.arange(num_envs, device=self.device)
         self._allocate()
 
@@ -199,8 +200,14 @@ class KSpaceEngine:
         prediction = segment(self.networks, self.routing[self.samples[rows]], self.scanner.full(rows))
         return metrics.most_probable(prediction.probabilities)
 
-    def _require_candidates(self, available: Tensor) -> None:
-        """Every scan needs a line to begin with; ``available`` bool (n, M) are those that were measured."""
+    def _require_measurable(self, available: Tensor) -> None:
+        """Measured k-space holds lines of one axis, each once; ``available`` bool (n, M) must leave a choice."""
+        for name, default in (("remeasure", "never"), ("choose_axis", False)):
+            if getattr(self.settings, name) != default:
+                raise SeggymError(
+                    f"{name}={getattr(self.settings, name)!r} needs a simulated scan, the k-space of "
+                    f"{self.stack.volumes[0]} was measured once along one axis: leave it out"
+                )
         without = ~(available & self._candidates & ~self.scanner.initial).any(1)
         if bool(without.any()):
             name = self.stack.names[int(without.nonzero()[0])]

@@ -1,17 +1,13 @@
 """The state of N simulated scans: what has been measured of each, and the images that follow from it."""
 
-from collections.abc import Callable
-
 import torch
 
 from seggym.envs.batched import Rows, pieces
 from seggym.kspace import simulation
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import complex_normal
+from seggym.kspace.reconstruction.methods import Reconstruction
 from seggym.kspace.trajectories import Trajectory, make_trajectory
-
-# Maps the zero-filled magnitude (B, C, C) to a better one.
-Reconstructor = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Scanner:
@@ -37,7 +33,7 @@ class Scanner:
         dtype: torch.dtype,
         piece: int,
         micro_batch: int,
-        reconstructor: Reconstructor | None = None,
+        reconstruction: Reconstruction | None = None,
         remeasures: bool = False,
     ) -> None:
         self.stack, self.acquisition, self.num_envs = stack, acquisition, num_envs
@@ -45,7 +41,7 @@ class Scanner:
         self.trajectory: Trajectory = make_trajectory(acquisition, dtype, device)
         self.num_views = self.trajectory.num_views
         self._piece, self._micro_batch = piece, micro_batch
-        self._reconstructor, self._remeasures = reconstructor, remeasures
+        self._reconstruction, self._remeasures = reconstruction, remeasures
         self._noise_numbers = self.trajectory.noise_numbers()
         self._views = torch.arange(self.num_views, device=device)
         self.initial = torch.zeros(self.num_views, dtype=torch.bool, device=device)
@@ -127,7 +123,7 @@ class Scanner:
         self.acquired[self._every, views] |= measuring
         for part in pieces(slice(0, self.num_envs), self._piece):
             self.trajectory.add(self.planes[part], change[part], views[part])
-            if self._reconstructor is None:  # while the planes are in the cache
+            if self._reconstruction is None:  # while the planes are in the cache
                 self._combine(part)
         self.attempts[self._every, views] += measuring
         if corrupted is not None:
@@ -174,19 +170,22 @@ class Scanner:
 
     @property
     def needs_refresh(self) -> bool:
-        """Whether images follow from a network, so that measuring leaves them to :meth:`refresh`."""
-        return self._reconstructor is not None
+        """Whether images are not sums of what is measured, so that measuring leaves them to :meth:`refresh`."""
+        return self._reconstruction is not None
 
     # --- images -------------------------------------------------------------------------------------------------
 
     def refresh(self, rows: Rows) -> None:
         """Recompute the magnitude of the scans ``rows``."""
-        size = self._piece if self._reconstructor is None else self._micro_batch
+        size = self._piece if self._reconstruction is None else self._micro_batch
         for part in pieces(slice(0, self.num_envs) if isinstance(rows, slice) else rows, size):
             self._combine(part)
 
     def _combine(self, part: Rows) -> None:
-        if isinstance(part, slice) and self._reconstructor is None and self.acquisition.phase_encode == "columns":
+        if self._reconstruction is not None:
+            self.magnitude[part] = self._reconstructed(self.measured(part), self.acquired[part], self.transposed[part])
+            return
+        if isinstance(part, slice) and self.acquisition.phase_encode == "columns":
             magnitude = simulation.root_sum_of_squares(self.planes[part], out=self.magnitude[part])  # saves a copy
             scale = self.trajectory.scale(self.acquired[part])
             if scale is not None:
@@ -195,7 +194,7 @@ class Scanner:
         self.magnitude[part] = self.image_of(self.planes[part], self.acquired[part], self.transposed[part])
 
     def image_of(self, planes: torch.Tensor, acquired: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
-        """The image (B, C, C) that is shown and scored, from planes (B, J, 2, C, C) of the views that are ``acquired``.
+        """The zero-filled image (B, C, C) from planes (B, J, 2, C, C) of the views that are ``acquired``.
 
         acquired bool (B, V), transposed bool (B,).
         """
@@ -203,21 +202,38 @@ class Scanner:
         scale = self.trajectory.scale(acquired)
         if scale is not None:
             magnitude.mul_(scale[:, None, None])
-        if self.acquisition.phase_encode != "columns":
-            magnitude = simulation.upright(magnitude, transposed)
-        return magnitude if self._reconstructor is None else self._reconstructor(magnitude).to(self.dtype)
+        return self._upright(magnitude, transposed)
+
+    def _reconstructed(self, samples: torch.Tensor, acquired: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+        """The image (B, C, C) that the reconstruction makes of lines: samples complex (B, V, J, S)."""
+        assert self._reconstruction is not None
+        magnitude = self._reconstruction(samples.permute(0, 2, 3, 1), acquired, self.acquisition)
+        return self._upright(magnitude.to(self.dtype), transposed)
+
+    def _upright(self, magnitude: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+        turns = self.acquisition.phase_encode != "columns"
+        return simulation.upright(magnitude, transposed) if turns else magnitude
 
     def tried(self, slots: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
         """The images (B, C, C) that scans ``slots`` would show with ``views`` measured now, both int64 (B,)."""
-        planes = self.planes[slots]
-        self.trajectory.add(planes, self.attempt(slots, views)[2], views)
+        yielded, _, change = self.attempt(slots, views)
         acquired = self.acquired[slots] | (self._views == views[:, None])
+        if self._reconstruction is not None:
+            samples = self.measured(slots)
+            samples[torch.arange(len(slots), device=self.device), views] = yielded
+            return self._reconstructed(samples, acquired, self.transposed[slots])
+        planes = self.planes[slots]
+        self.trajectory.add(planes, change, views)
         return self.image_of(planes, acquired, self.transposed[slots])
 
     def full(self, rows: torch.Tensor) -> torch.Tensor:
         """Images (B, C, C) of all views of the scans ``rows`` with the noise of a first measurement, uncorrupted."""
+        every, available = torch.ones_like(self.acquired[rows]), self.available
+        if self._reconstruction is not None:
+            lines = every if available is None else available[rows]
+            return self._reconstructed(self.signal[rows], lines, self.transposed[rows])
         planes = simulation.to_planes(self.trajectory.reconstruct(self.signal[rows], None))
-        return self.image_of(planes, torch.ones_like(self.acquired[rows]), self.transposed[rows])
+        return self.image_of(planes, every, self.transposed[rows])
 
     def noise_free(self, rows: torch.Tensor) -> torch.Tensor:
         """Images (B, C, C) of the whole Cartesian k-space without noise and corruption: what others are compared with.
