@@ -16,7 +16,7 @@ from seggym.configs.checking import build, require_complete, require_types
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import Acquisition
-from seggym.reward_models.checkpoints import open_reward_model
+from seggym.reward_models.checkpoints import open_reward_model, require_labels
 from seggym.reward_models.fitting import Plan, fit_reward_model, member_names
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.training import Recipe, start_distributed
@@ -32,6 +32,7 @@ def main(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     start_distributed()
     cohort = open_cohort(config.cohort.name, config.datadir, **config.cohort.options)
+    require_labels(cohort, "cohort to one with labels")
     split = split_cohort(cohort, config.cohort.split)
     acquisition = build(Acquisition, config.cohort.acquisition, "cohort.acquisition.")
     place = seggym_home() if config.publish else Path("runs")

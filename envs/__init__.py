@@ -19,6 +19,8 @@ _HARD_SCAN = {
     "phase_encode": "random",
     "corruption": 0.25,
 }
+# Raw k-space: its coils compressed to four virtual ones, nothing simulated on top.
+_MEASURED_SCAN = {"coils": 4, "snr": None, "phase": [0.0, 0.0], "echo_shift": 0.0}
 _HARD = {
     "acquisition": _HARD_SCAN,
     "remeasure": "any",
@@ -56,6 +58,22 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "lambda_recon": 1.0,
             "acquisition": _PHANTOM_SCAN,
         },
+    ),
+    "KSpaceRecon-Raw-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {
+            "cohort": "raw",
+            "reward_model": None,
+            "lambda_seg": 0.0,
+            "lambda_recon": 1.0,
+            "acquisition": _MEASURED_SCAN,
+        },
+    ),
+    "KSpaceSeg-CMRxRecon-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {"cohort": "cmrxrecon", "reward_model": "cmrxrecon", "acquisition": _MEASURED_SCAN},
     ),
 }
 

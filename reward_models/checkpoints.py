@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from seggym import __version__
-from seggym.cohorts.cohort import seggym_home
+from seggym.cohorts.cohort import Cohort, seggym_home
 from seggym.errors import SeggymError
 from seggym.files import json_bytes, read_json, write_together
 from seggym.reward_models.networks import build_network
@@ -161,6 +161,15 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
             "it or train it again"
         )
     return card
+
+
+def require_labels(cohort: Cohort, instead: str) -> None:
+    """Raise :class:`SeggymError` for a cohort without labels; ``instead`` is what to set instead."""
+    if cohort.num_classes < 2:
+        raise SeggymError(
+            f"cohort {cohort.name} at {cohort.root} has no labels, so there is no segmentation to reward or to train: "
+            f"set {instead}"
+        )
 
 
 def require_classes(card: ModelCard, num_classes: int, folder: str | os.PathLike[str]) -> None:

@@ -264,6 +264,10 @@ class KSpaceEnv(gymnasium.Env):
     A slice of a patient is scanned. A block of lines around the centre of (simulated) k-space is measured first; every
     step measures one more phase-encode line, adds it to the zero-filled image and lets a pretrained network segment it.
 
+    Where the cohort holds raw k-space (``KSpaceRecon-Raw-v0``, ``KSpaceSeg-CMRxRecon-v0``) the lines are those that
+    were measured, without any noise or phase on top: coils are compressed to ``acquisition.coils`` virtual ones, lines
+    that were never measured are never legal, and SSIM compares with the root sum of squares of all lines.
+
     ## Action Space
     ``Discrete(M)``: the absolute index of a line of the acquisition matrix, DC at ``M // 2``; ``Discrete(M + 1)`` with
     ``stop_action``, whose last action ends the scan. A line that is measured already, or is no candidate, is illegal:

@@ -19,6 +19,8 @@ def combination_weights(stack: SliceStack, cap: float) -> np.ndarray:
     """
     if cap < 1:
         raise SeggymError(f"cap={cap} must be at least 1: it is the largest ratio between the weights of two slices")
+    if stack.num_classes < 2:
+        raise SeggymError("the slices have no labels, so there is no rare combination of them: train without a sampler")
     present = torch.stack([(stack.labels == label).flatten(1).any(1) for label in range(1, stack.num_classes)], 1)
     _, combination, counts = np.unique(present.numpy(), axis=0, return_inverse=True, return_counts=True)
     weights = 1.0 / counts[combination.reshape(-1)]

@@ -14,7 +14,7 @@ from seggym.envs.kspace.segmentation import Segmenter
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
-from seggym.reward_models.checkpoints import RewardModel, open_reward_model, require_classes
+from seggym.reward_models.checkpoints import RewardModel, open_reward_model, require_classes, require_labels
 from seggym.reward_models.frozen import load_frozen, resolve_device
 from seggym.reward_models.precision import resolve_precision
 from seggym.reward_models.slices import prepared_slices
@@ -65,6 +65,7 @@ def load_networks(
     """Networks of the reward model and, per slice, the index of one that never saw the slice's patient."""
     if not settings.needs_network:
         return [], torch.zeros(len(stack), dtype=torch.int64)
+    require_labels(cohort, "lambda_seg=0, lambda_recon=1 and observe nothing of a network")
     assert settings.reward_model is not None
     model = open_reward_model(settings.reward_model)
     warn_of_foreign_cohort(model, cohort)

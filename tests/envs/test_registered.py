@@ -15,7 +15,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from seggym.cohorts import acdc, folder
+from seggym.cohorts import acdc, cmrxrecon, folder, raw_kspace
 from seggym.envs import ENVIRONMENTS, register_envs
 from seggym.envs.kspace.environment import KSpaceVectorEnv
 from seggym.errors import SeggymError
@@ -39,8 +39,10 @@ def kwargs_of(tmp_path_factory):
     root = tmp_path_factory.mktemp("registered")
     data = {"acdc": acdc.write_example(root / "acdc", patients=4)}
     data["folder"] = folder.write_example(root / "folder", patients=4)
+    data["raw"] = raw_kspace.write_example(root / "raw", patients=4)
+    data["cmrxrecon"] = cmrxrecon.write_example(root / "cmrxrecon", patients=4)
     torch.manual_seed(0)
-    for cohort, crop in (("acdc", 128), ("folder", 128), ("phantom", 96), ("acdc-hard", 96)):
+    for cohort, crop in (("acdc", 128), ("cmrxrecon", 128), ("folder", 128), ("phantom", 96), ("acdc-hard", 96)):
         card = ModelCard(
             architecture="unet",
             options={"widths": [4, 8, 8, 8]},
@@ -140,7 +142,9 @@ def test_the_defaults_of_v0(kwargs_of, name):
     assert (settings.remeasure, settings.choose_axis, settings.lines_per_step) == ("any" if hard else "never", False, 1)
     scan = settings.scan
     assert (scan.corruption, scan.phase_encode) == ((0.25, "random") if hard else (0.0, "columns"))
-    assert (scan.echo_shift, scan.orientation) == ((12.0, 45.0) if hard else (4.0, 0.0))
+    measured = "Raw" in name or "CMRxRecon" in name
+    assert (scan.echo_shift, scan.orientation) == ((12.0, 45.0) if hard else (0.0 if measured else 4.0, 0.0))
+    assert (scan.coils, scan.snr) == ((4, None) if measured else (1, 20.0))
     assert ("dice" in info) is ("Seg" in name)
 
 
