@@ -99,6 +99,7 @@ class KSpaceEngine:
             self.micro_batch,
             reconstruction,
             remeasures=settings.remeasure != "never",
+            turns=settings.choose_axis,
         )
         self.num_lines = self.scanner.num_views
         # After the lines come stopping, and the two axes of phase encoding: columns, rows.

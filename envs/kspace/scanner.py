@@ -13,6 +13,8 @@ from seggym.kspace.trajectories import Trajectory, make_trajectory
 class Scanner:
     """N scans of slices of ``stack``, which lies on ``device``; ``piece`` is how many images are worked on at a time.
 
+    ``remeasures`` says whether a view may be measured more than once, ``turns`` whether :meth:`turn` is used.
+
     A *view* is what one action measures: a phase-encode line, a spoke or a block of points. All measurements of an
     episode follow from its key: what a view yields when it is measured for the first, second, .. time is the same
     whoever measures it and when.
@@ -35,6 +37,7 @@ class Scanner:
         micro_batch: int,
         reconstruction: Reconstruction | None = None,
         remeasures: bool = False,
+        turns: bool = False,
     ) -> None:
         self.stack, self.acquisition, self.num_envs = stack, acquisition, num_envs
         self.device, self.dtype = device, dtype
@@ -42,6 +45,7 @@ class Scanner:
         self.num_views = self.trajectory.num_views
         self._piece, self._micro_batch = piece, micro_batch
         self._reconstruction, self._remeasures = reconstruction, remeasures
+        self._either_axis = turns or acquisition.phase_encode != "columns"
         self._noise_numbers = self.trajectory.noise_numbers()
         self._views = torch.arange(self.num_views, device=device)
         self.initial = torch.zeros(self.num_views, dtype=torch.bool, device=device)
@@ -185,7 +189,7 @@ class Scanner:
         if self._reconstruction is not None:
             self.magnitude[part] = self._reconstructed(self.measured(part), self.acquired[part], self.transposed[part])
             return
-        if isinstance(part, slice) and self.acquisition.phase_encode == "columns":
+        if isinstance(part, slice) and not self._either_axis:
             magnitude = simulation.root_sum_of_squares(self.planes[part], out=self.magnitude[part])  # saves a copy
             scale = self.trajectory.scale(self.acquired[part])
             if scale is not None:
@@ -211,8 +215,7 @@ class Scanner:
         return self._upright(magnitude.to(self.dtype), transposed)
 
     def _upright(self, magnitude: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
-        turns = self.acquisition.phase_encode != "columns"
-        return simulation.upright(magnitude, transposed) if turns else magnitude
+        return simulation.upright(magnitude, transposed) if self._either_axis else magnitude
 
     def tried(self, slots: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
         """The images (B, C, C) that scans ``slots`` would show with ``views`` measured now, both int64 (B,)."""
