@@ -27,7 +27,7 @@ _SHARED = (
     "reward_model",
     "candidates",
     "stop_action",
-    "reconstructor",
+    "reconstruction",
 )
 
 

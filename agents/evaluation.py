@@ -29,6 +29,7 @@ from seggym.envs.kspace.sources import build_engine, choose_patients, load_cohor
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import SliceStack
+from seggym.kspace.reconstruction.methods import parse_reconstruction
 from seggym.reward_models.checkpoints import RewardModel, open_reward_model
 from seggym.reward_models.frozen import load_frozen
 from seggym.reward_models.slices import prepared_slices
@@ -91,11 +92,13 @@ class Bench:
             "budget",
             "train_sampler_filename",
             "reward_model",
-            "reconstructor",
             "split",
         ):
             del described[name]
         del described["observation"]
+        method, options = parse_reconstruction(self.settings.reconstruction)
+        options.pop("folder", None)
+        described["reconstruction"] = {"method": method, **options}
         names = ("fingerprint", "weights", "split")
         return {**described, "role": role, **{name: self.provenance.get(name) for name in names}}
 
@@ -113,6 +116,7 @@ class Bench:
         names = (
             *("cohort", "cohort_options", "role", "fingerprint", "split", "weights"),
             *("candidates", "stop_action", "choose_axis", "lines_per_step", "remeasure", "corruption_flagged"),
+            "reconstruction",
         )
         return {
             **{name: own.get(name) for name in names},
@@ -171,8 +175,8 @@ def open_bench(
         if net_b is not None:
             _require_independent(model, weights["independent"], net_b)
             independent = load_frozen(net_b, resolve_device(settings.device), "fp32")
-    if settings.reconstructor is not None:
-        weights["reconstructor"] = open_reward_model(settings.reconstructor).cards["full"].weights
+    if settings.reconstruction_network is not None:
+        weights["reconstruction"] = open_reward_model(settings.reconstruction_network).cards["full"].weights
     provenance = {
         "cohort": cohort.name,
         "fingerprint": cohort.fingerprint,

@@ -10,6 +10,7 @@ from torch import nn
 
 from seggym.errors import SeggymError
 from seggym.reward_models.unext import UNeXt, check_widths, conv_block
+from seggym.reward_models.unrolled import Unrolled
 
 
 class UNet(nn.Module):
@@ -94,23 +95,28 @@ class UNetPlusPlus(nn.Module):
         return self.nodes.final_conv_0_4(rows[0][4]), rows[4][0]
 
 
+# Image to image: logits of a segmentation, or the reconstruction of the zero-filled image.
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "unetpp": UNetPlusPlus, "unext": UNeXt}
+# Lines to image.
+RECONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {"unrolled": Unrolled}
 
 
 def build_network(architecture: str, num_outputs: int, **options: Any) -> nn.Module:
-    """Build the network ``architecture`` (a key of :data:`ARCHITECTURES`) with ``num_outputs`` output channels.
+    """Build the network ``architecture`` with ``num_outputs`` output channels.
 
-    The network maps float (B, 1, H, W) to (logits (B, num_outputs, H, W), bottleneck features (B, F, h, w)); its
-    attribute ``num_features`` is F. H and W are multiples of 16 (``unext``: of 32). Raises :class:`SeggymError` for an
-    unknown architecture, option or value.
+    Those of :data:`ARCHITECTURES` map float (B, 1, H, W) to (logits (B, num_outputs, H, W), bottleneck features
+    (B, F, h, w)); their attribute ``num_features`` is F. H and W are multiples of 16 (``unext``: of 32). Those of
+    :data:`RECONSTRUCTORS` map lines to images, as their docstrings say. Raises :class:`SeggymError` for an unknown
+    architecture, option or value.
     """
-    if architecture not in ARCHITECTURES:
+    known_constructors = {**ARCHITECTURES, **RECONSTRUCTORS}
+    if architecture not in known_constructors:
         raise SeggymError(
-            f"architecture {architecture!r} is unknown, expected one of {', '.join(sorted(ARCHITECTURES))}"
+            f"architecture {architecture!r} is unknown, expected one of {', '.join(sorted(known_constructors))}"
         )
     if not isinstance(num_outputs, int) or num_outputs < 1:
         raise SeggymError(f"num_outputs of {architecture} is {num_outputs!r}, expected a positive integer")
-    constructor = ARCHITECTURES[architecture]
+    constructor = known_constructors[architecture]
     known = [name for name in inspect.signature(constructor).parameters if name != "num_outputs"]
     unknown = sorted(set(options) - set(known))
     if unknown:

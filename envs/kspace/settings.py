@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from seggym.configs.checking import build, require_types
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition
+from seggym.kspace.reconstruction.methods import make_reconstruction, parse_reconstruction
 
 OBSERVATIONS = (
     "image",
@@ -78,8 +79,9 @@ class KSpaceSettings:
     Time: ``line_time`` ms per measurement and ``latency`` ms per decision make ``info["time"]``; ``time_cost`` is what
     a second of it costs, in units of quality: the part "time" of the reward.
     Observation: ``observation`` (parts, see :data:`OBSERVATIONS`), ``corruption_flagged`` (whether corrupted lines are
-    known as such, in the observation ``corrupted`` and to ``remeasure="flagged"``), ``reconstructor`` (folder of a
-    network that maps the zero-filled magnitude to a better one; None is zero-filled).
+    known as such, in the observation ``corrupted`` and to ``remeasure="flagged"``), ``reconstruction`` (what
+    makes the image of the measured lines: a method of :mod:`seggym.kspace.reconstruction` by name or with its options,
+    {"method": "pocs", "iterations": 10}, or {"method": "network", "folder": ...} with a folder or published name).
     Computing: ``device`` ("auto" is CUDA where there is one), ``precision`` of the networks, ``micro_batch`` (images
     that pass through a network at a time; None is what suits the device).
     """
@@ -118,7 +120,7 @@ class KSpaceSettings:
     train_sampler_filename: str | None = None
     observation: Sequence[str] = DEFAULT_OBSERVATION
     corruption_flagged: bool = True
-    reconstructor: str | None = None
+    reconstruction: str | Mapping[str, Any] = "zero_filled"
     device: str = "auto"
     precision: str = "fp32"
     micro_batch: int | None = None
@@ -158,6 +160,7 @@ class KSpaceSettings:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise SeggymError(f"micro_batch={self.micro_batch} must be at least 1, or null")
         self._check_views()
+        self._check_reconstruction()
         if self.lambda_seg < 0 or self.lambda_recon < 0 or self.lambda_seg + self.lambda_recon == 0:
             raise SeggymError("lambda_seg and lambda_recon must be >= 0, and one of them positive")
         if self.needs_network and self.reward_model is None:
@@ -191,6 +194,27 @@ class KSpaceSettings:
                         f"{name}={getattr(self, name)} is about phase-encode lines, acquisition.trajectory is "
                         f"{scan.trajectory!r}: leave it out"
                     )
+
+    def _check_reconstruction(self) -> None:
+        method, options = parse_reconstruction(self.reconstruction)
+        if method != "network":
+            make_reconstruction(method, options, self.scan)
+        elif set(options) != {"folder"} or not isinstance(options["folder"], str):
+            raise SeggymError(
+                f'reconstruction={self.reconstruction!r} must be {{"method": "network", "folder": ...}}: the folder or '
+                "the published name of a trained network, and nothing else"
+            )
+        if method != "zero_filled" and self.scan.trajectory != "lines":
+            raise SeggymError(
+                f"reconstruction={self.reconstruction!r} is for phase-encode lines, acquisition.trajectory is "
+                f"{self.scan.trajectory!r}: leave it out"
+            )
+
+    @property
+    def reconstruction_network(self) -> str | None:
+        """Folder or published name of the network that reconstructs; None where none does."""
+        method, options = parse_reconstruction(self.reconstruction)
+        return options["folder"] if method == "network" else None
 
     @property
     def scan(self) -> Acquisition:

@@ -1,7 +1,6 @@
 """From the keyword arguments of an environment to its engine: data, networks and sampling weights."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from seggym.envs.kspace.segmentation import Segmenter
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
+from seggym.kspace.reconstruction.methods import Reconstruction, make_reconstruction, parse_reconstruction
 from seggym.reward_models.checkpoints import RewardModel, open_reward_model, require_classes, require_labels
 from seggym.reward_models.frozen import load_frozen, resolve_device
 from seggym.reward_models.precision import resolve_precision
@@ -26,8 +26,8 @@ def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
     stack = prepared_slices(cohort, choose_patients(cohort, split, settings), settings.scan)
     device = resolve_device(settings.device)
     networks, routing = load_networks(settings, cohort, stack, device)
-    if settings.reconstructor is not None and settings.role != "train":
-        open_reward_model(settings.reconstructor).require_unseen("full", stack.patients, cohort.name)
+    if settings.reconstruction_network is not None and settings.role != "train":
+        open_reward_model(settings.reconstruction_network).require_unseen("full", stack.patients, cohort.name)
     return KSpaceEngine(
         stack,
         settings,
@@ -35,7 +35,7 @@ def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
         networks=networks,
         routing=routing,
         weights=_weights(settings.train_sampler_filename, cohort, stack),
-        reconstructor=load_reconstructor(settings, device),
+        reconstruction=load_reconstruction(settings, device),
         device=device,
         dtype=torch.float64 if settings.precision == "fp64" else torch.float32,
     )
@@ -105,13 +105,13 @@ def require_fit(model: RewardModel, name: str, cohort: Cohort, settings: KSpaceS
         )
 
 
-def load_reconstructor(settings: KSpaceSettings, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """The image-to-image network of ``settings.reconstructor``, or None for zero-filled images."""
-    if settings.reconstructor is None:
-        return None
-    network = load_frozen(
-        settings.reconstructor, device, settings.precision, task="reconstruction", max_batch=settings.micro_batch
-    )
+def load_reconstruction(settings: KSpaceSettings, device: torch.device) -> Reconstruction | None:
+    """The reconstruction of ``settings``; None for zero-filled images, which the scanner adds up line by line."""
+    if settings.reconstruction_network is None:
+        method, options = parse_reconstruction(settings.reconstruction)
+        return None if method == "zero_filled" else make_reconstruction(method, options, settings.scan)
+    model = open_reward_model(settings.reconstruction_network)
+    network = load_frozen(model.full, device, settings.precision, task="reconstruction", max_batch=settings.micro_batch)
     return network.reconstruct
 
 

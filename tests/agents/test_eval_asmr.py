@@ -197,19 +197,21 @@ def test_a_network_b_that_is_network_a_is_refused(reward_model, tmp_path):
         open_bench(SEG, {**SMALL, "reward_model": str(whole)})
 
 
-def test_a_reconstructor_is_known_by_its_weights_not_by_its_path(tmp_path):
+def test_a_reconstruction_is_known_by_its_weights_not_by_its_path(tmp_path):
     """A cached result must not outlive a change of the network, and may follow it to another folder."""
 
     def key(name: str, seed: int) -> dict:
         torch.manual_seed(seed)
         card = ModelCard("unet", {"widths": [4, 4]}, 1, [], "reconstruction", 32, [], "phantom", "none")
         save_network(tmp_path / name, build_network("unet", 1, widths=[4, 4]), card)
-        return open_bench(RECON, {**SMALL, "reconstructor": str(tmp_path / name)}).key
+        chosen = {"method": "network", "folder": str(tmp_path / name)}
+        return open_bench(RECON, {**SMALL, "reconstruction": chosen}).key
 
     first = key("a", 0)
     assert key("b", 0) == first
     assert key("a", 1) != first
     assert first != open_bench(RECON, SMALL).key
+    assert open_bench(RECON, {**SMALL, "reconstruction": "pocs"}).key != open_bench(RECON, SMALL).key
 
 
 def test_one_line_for_anybody(snapshots):

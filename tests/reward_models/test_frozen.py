@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from seggym.errors import SeggymError
+from seggym.kspace.acquisition import Acquisition
 from seggym.reward_models.checkpoints import WEIGHTS, ModelCard, save_network
 from seggym.reward_models.frozen import (
     FrozenNetwork,
@@ -152,8 +153,17 @@ def test_the_gpu_agrees_with_the_processor() -> None:
     )
 
 
+def segment_images(frozen: FrozenNetwork) -> None:
+    frozen(images(1))
+
+
+def reconstruct_lines(frozen: FrozenNetwork) -> None:
+    scan = Acquisition(matrix=64, crop=64)
+    frozen.reconstruct(torch.complex(images(1), images(1))[:, None], torch.ones(1, 64, dtype=torch.bool), scan)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("call", [FrozenNetwork.__call__, FrozenNetwork.reconstruct])
+@pytest.mark.parametrize("call", [segment_images, reconstruct_lines])
 def test_cudnn_neither_rounds_nor_chooses_by_the_clock(precision: str, call: Any) -> None:
     """The settings of cuDNN during the forward pass, as a GPU would see them; they are the user's again afterwards."""
     frozen = FrozenNetwork(trained_like("unet"), precision=precision)
@@ -163,8 +173,8 @@ def test_cudnn_neither_rounds_nor_chooses_by_the_clock(precision: str, call: Any
         lambda *_: during.append((flags.allow_tf32, flags.benchmark, flags.deterministic))
     )
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
-        call(frozen, images(1))
+        call(frozen)
         frozen.device = torch.device("cuda")
-        call(frozen, images(1))
+        call(frozen)
         assert flags.allow_tf32
     assert during == [(True, True, False), (False, False, True)]
