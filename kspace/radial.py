@@ -51,6 +51,8 @@ class RadialSpokes:
         matrix, grid, crop = acquisition.matrix, acquisition.grid, acquisition.crop
         self.num_views, self.num_samples = acquisition.spokes, matrix
         self.initial = acquisition.initial_views
+        # What all spokes of more scans take leaves the cache of a processor, which then needs twice as long for each.
+        self._at_a_time = 1 if device.type == "cpu" else 16
         angle = torch.from_numpy(spoke_angles(acquisition))
         direction = angle.cos(), angle.sin()
 
@@ -80,6 +82,9 @@ class RadialSpokes:
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Noise-free samples complex (B, V, J, S) of images complex (B, J, G, G)."""
+        return torch.cat([self._encode(few) for few in image.split(self._at_a_time)])
+
+    def _encode(self, image: torch.Tensor) -> torch.Tensor:
         even, odd = (_parts(part.mT) for part in _parts(image.flatten(0, 1)))
         with full_precision():
             # (B J, V K, H): K frequencies from 0 up, H rows from the centre on.
@@ -109,6 +114,13 @@ class RadialSpokes:
 
     def reconstruct(self, samples: torch.Tensor, acquired: torch.Tensor | None) -> torch.Tensor:
         """Complex images (B, J, C, C) of the views in ``acquired`` bool (B, V), None for all, before :meth:`scale`."""
+        if acquired is None:
+            return torch.cat([self._reconstruct(few, None) for few in samples.split(self._at_a_time)])
+        samples = samples.expand(len(acquired), -1, -1, -1)
+        parts = zip(samples.split(self._at_a_time), acquired.split(self._at_a_time), strict=True)
+        return torch.cat([self._reconstruct(few, views) for few, views in parts])
+
+    def _reconstruct(self, samples: torch.Tensor, acquired: torch.Tensor | None) -> torch.Tensor:
         across, down = self._waves_x, self._waves_y
         if acquired is not None:
             views = acquired.any(0).nonzero()[:, 0]  # a few, when an episode begins
