@@ -6,7 +6,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
-from seggym.kspace.transforms import fftc
 
 # Side of a panel, height of its title, of the curve below the panels and of the margins, in pixels.
 _PANEL, _TITLE, _CURVE, _MARGIN = 256, 22, 150, 10
@@ -18,6 +17,8 @@ _OPACITY = 0.45
 _WHITE_QUANTILE = 0.995
 # Decades of signal between black and white in k-space.
 _DECADES = 3.0
+# What an action measures, by trajectory.
+_NOUNS = {"lines": "lines", "radial": "spokes", "points": "points"}
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -36,12 +37,14 @@ class Canvas:
         """A new episode has begun in environment ``slot``."""
         scanner = engine.scanner
         self._full = scanner.full(torch.tensor([slot], device=engine.device))[0].cpu().numpy()
-        hybrid = scanner.signal[slot].permute(1, 2, 0)
-        self._spectrum = _log_magnitude(fftc(hybrid, (-2,)).abs().square().sum(0).sqrt().cpu().numpy())
+        self._trajectory = scanner.trajectory
+        kspace = self._trajectory.kspace(scanner.signal[slot : slot + 1])[0]
+        self._spectrum = _log_magnitude(kspace.abs().square().sum(0).sqrt().cpu().numpy())
+        self._noun = _NOUNS[engine.acquisition.trajectory]
         self._labels = engine.stack.labels[engine.samples[slot]].cpu().numpy()
         self._names = _class_names(engine)
         self._acquired = np.zeros(engine.num_lines, bool)
-        self._first = engine.acquisition.initial_lines
+        self._first = len(self._trajectory.initial)
         self._budget = int(engine.budgets[slot])
         self._curve: list[tuple[int, float]] = []
         self._show(engine, slot, newest=np.zeros(engine.num_lines, bool))
@@ -59,8 +62,8 @@ class Canvas:
         image = _grey(engine.magnitude[slot].cpu().numpy())
         name = "zero-filled" if not engine.scanner.needs_refresh else "reconstruction"
         self._panels = {
-            "k-space": _lines_panel(self._spectrum, self._acquired, newest),
-            f"{name}, {self._acquired.sum()} of {engine.num_lines} lines": image,
+            "k-space": self._kspace_panel(engine.acquisition.matrix, newest),
+            f"{name}, {self._acquired.sum()} of {engine.num_lines} {self._noun}": image,
         }
         full = _grey(self._full)
         if engine.segmentation is None:
@@ -71,6 +74,16 @@ class Canvas:
             self._panels["prediction"] = _overlay(image, engine.segmentation.labels[slot].cpu().numpy())
             self._panels["truth, full k-space"] = _overlay(full, self._labels)
         self._curve.append((int(self._acquired.sum()), value))
+
+    def _kspace_panel(self, matrix: int, newest: np.ndarray) -> np.ndarray:
+        """Measured k-space in grey, the newest view coloured, the rest background: uint8 (M, M, 3)."""
+        # A measured line of noise must differ from one that is not measured, and the newest must catch the eye.
+        panel = np.zeros((matrix * matrix, 3))
+        for chosen, floor, colour in ((self._acquired & ~newest, 0.25, (255, 255, 255)), (newest, 0.7, _NEWEST)):
+            shown = chosen[self._trajectory.views]
+            level = self._spectrum[shown] * (1 - floor) + floor
+            panel[self._trajectory.pixels[shown]] = level[:, None] * np.array(colour)
+        return panel.reshape(matrix, matrix, 3).astype(np.uint8)
 
     def draw(self) -> np.ndarray:
         """The picture, a fresh uint8 (height, width, 3)."""
@@ -95,7 +108,7 @@ class Canvas:
     def _status(self) -> str:
         value = self._curve[-1][1]
         shown = "no class in this slice" if np.isnan(value) else f"{self._measure} {value:.3f}"
-        return f"{shown}   budget: {self._remaining} of {self._budget} lines left"
+        return f"{shown}   budget: {self._remaining} of {self._budget} {self._noun} left"
 
     def _draw_legend(self, draw: ImageDraw.ImageDraw, font: Font, left: int, top: int) -> None:
         for name, colour in zip(self._names, _colours(len(self._names)), strict=True):
@@ -120,7 +133,7 @@ class Canvas:
             draw.text((left - 34, y - 8), f"{value:.4g}", _INK, font)
         for lines in np.unique(np.linspace(self._first, self._first + self._budget, 7).round().astype(int)):
             draw.text((position(lines, low)[0], bottom + 3), str(lines), _INK, font, anchor="ma")
-        draw.text((right - 40, top - 2), "lines", _FAINT, font)
+        draw.text((right, top - 2), self._noun, _FAINT, font, anchor="ra")
         if len(points) > 1:
             draw.line([position(*point) for point in points], _NEWEST, 2)
         for x, y in (position(*point) for point in points):
@@ -132,16 +145,6 @@ def _log_magnitude(kspace: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         level = 1 + np.log10(kspace / max(kspace.max(), np.finfo(np.float32).tiny)) / _DECADES
     return np.clip(level, 0, 1)
-
-
-def _lines_panel(spectrum: np.ndarray, acquired: np.ndarray, newest: np.ndarray) -> np.ndarray:
-    """Measured columns of k-space in grey, the newest one coloured, the others background: uint8 (M, M, 3)."""
-    # A measured line of noise must differ from one that is not measured, and the newest must catch the eye.
-    floor = np.where(newest, 0.7, 0.25)[:, None]
-    level = spectrum[:, :, None] * (1 - floor) + floor
-    colour = np.where(newest[:, None], np.array(_NEWEST), np.array((255, 255, 255)))
-    shown = np.where(acquired[:, None], level * colour, np.array((0, 0, 0)))
-    return shown.astype(np.uint8)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
