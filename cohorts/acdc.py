@@ -30,8 +30,9 @@ def open_acdc(root: str | os.PathLike[str], *, layout: str = "auto") -> Cohort:
     """Open ACDC at ``root``; ``layout`` is "nifti", "png", "h5" or "auto" (the first of them that is found).
 
     Patients are grouped by the pathology that ``Info.cfg`` (NIfTI) or ``volume.json`` (PNG) states; without it all are
-    in group "all". ``Info.cfg`` says which volume is ED and which ES too; the other layouts do not. Spacing is that of the NIfTI header or of ``volume.json``, else nominal (1, 1, 1). A missing pair
-    or a broken ``Info.cfg`` raises :class:`SeggymError` here, a fault inside an image when its patient is read.
+    in group "all". Only ``Info.cfg`` says which volume is ED and which ES. Spacing is that of the NIfTI header or of
+    ``volume.json``, else nominal (1, 1, 1). A missing pair or a broken ``Info.cfg`` raises :class:`SeggymError` here, a
+    fault inside an image when its patient is read.
     """
     root = Path(root)
     require_folder(root, "acdc")

@@ -8,6 +8,8 @@ from .. import __version__ as _guard  # noqa: F401  a bare `import envs` would l
 
 _KSPACE = "seggym.envs.kspace.environment:KSpaceEnv"
 _KSPACE_VECTOR = "seggym.envs.kspace.environment:KSpaceVectorEnv"
+_VOLUME = "seggym.envs.kspace.volumes.environment:KSpaceVolumeEnv"
+_VOLUME_VECTOR = "seggym.envs.kspace.volumes.environment:KSpaceVolumeVectorEnv"
 _PHANTOM_SCAN = {"matrix": 128, "crop": 96}
 # What a scanner meets: the echo anywhere near the centre, tilted hearts, either axis, beats out of step.
 _HARD_SCAN = {
@@ -74,6 +76,17 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _KSPACE,
         _KSPACE_VECTOR,
         {"cohort": "cmrxrecon", "reward_model": "cmrxrecon", "acquisition": _MEASURED_SCAN},
+    ),
+    # Slots for the deepest volumes of the cohorts.
+    "KSpaceSeg3D-ACDC-v0": (
+        _VOLUME,
+        _VOLUME_VECTOR,
+        {"cohort": "acdc", "reward_model": "acdc", "max_slices": 21},
+    ),
+    "KSpaceSeg3D-Phantom-v0": (
+        _VOLUME,
+        _VOLUME_VECTOR,
+        {"cohort": "phantom", "reward_model": "phantom", "acquisition": _PHANTOM_SCAN, "max_slices": 10},
     ),
 }
 

@@ -12,7 +12,7 @@ import torch
 
 from seggym.cohorts.cohort import READERS, cohort_root, seggym_home
 from seggym.envs import ENVIRONMENTS
-from seggym.envs.kspace.settings import KSpaceSettings
+from seggym.envs.kspace.volumes.settings import VolumeSettings, settings_type
 from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import PACKAGED, RewardModel, open_reward_model
 from seggym.reward_models.frozen import resolve_device
@@ -43,9 +43,15 @@ def environment_table() -> str:
     """One row per id: its action and its observation, as far as they are known before any data are read."""
     rows = [("id", "action", "observation", "needs")]
     for name in ENVIRONMENTS:
-        settings = KSpaceSettings(**gymnasium.spec(name).kwargs)
+        spec = gymnasium.spec(name)
+        settings = settings_type(spec.entry_point)(**spec.kwargs)
         scan, crop = settings.scan, settings.scan.crop
         shapes = {"image": f"uint8 (1, {crop}, {crop})", "acquired": f"int8 ({scan.matrix},)", "budget": "float32 (1,)"}
+        shapes |= {"energy": f"float32 ({scan.matrix},)", "corrupted": shapes["acquired"], "axis": "int8 (1,)"}
+        if isinstance(settings, VolumeSettings):
+            # K label values are known once the cohort is read.
+            shapes |= {"slices": f"float32 ({3 * settings.slots},)", "probability_grid": "float32 (64 K,)"}
+            shapes |= {"slice_probabilities": f"float32 ({settings.slots} K,)"}
         needs = [] if settings.cohort == "phantom" else ["data_root"]
         needs += ["num_classes"] if settings.cohort == "folder" else []
         needs += ["a reward model"] if settings.needs_network and settings.reward_model not in PACKAGED else []

@@ -103,3 +103,8 @@ class VolumeSettings(KSpaceSettings):
                 "illegal_action": "noop",
             }
         )
+
+
+def settings_type(entry_point: object) -> type[KSpaceSettings]:
+    """The settings of the k-space environment that is registered with ``entry_point``."""
+    return VolumeSettings if ".volumes." in str(entry_point) else KSpaceSettings
