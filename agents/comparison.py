@@ -73,8 +73,8 @@ def comparison_text(table: PooledTable) -> str:
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=False)).rstrip() for row in rows]
     note = (
         f"{curves.env_id}: {len(set(curves.patients))} patients, {len(curves.volumes)} volumes, budgets to "
-        f"{curves.points[-1]}; mean [95 % interval over patients], paired by patient; a volume that does not reach 95 % "
-        f"of the Dice at full k-space counts as {curves.points[-1] + 1} lines; k-space is simulated"
+        f"{curves.points[-1]}; mean [95 % interval over patients], paired by patient; a volume that does not reach "
+        f"95 % of the Dice at full k-space counts as {curves.points[-1] + 1} lines; k-space is simulated"
     )
     return "\n".join([*lines, "", note])
 

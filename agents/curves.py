@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,19 @@ def pooled(parts: Sequence[Curves], key: Mapping[str, Any]) -> Curves:
         methods=tuple(methods),
         key=dict(key),
     )
+
+
+def joined(first: Curves, second: Curves) -> Curves:
+    """``first`` with the methods of ``second``, which were run on some of its volumes only: NaN on the others."""
+    rows = [first.volumes.index(volume) for volume in second.volumes]
+    methods = []
+    for method in second.methods:
+        curves = {}
+        for net, values in method.curves.items():
+            curves[net] = np.full((*values.shape[:2], len(first.volumes)), np.nan)
+            curves[net][:, :, rows] = values
+        methods.append(replace(method, curves=curves))
+    return replace(first, methods=(*first.methods, *methods))
 
 
 def _with_runs(curves: np.ndarray, runs: int) -> np.ndarray:

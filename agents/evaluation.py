@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -210,6 +210,7 @@ def evaluate_policies(
     protocol: str = "per_budget",
     repeats: int = 1,
     surface_budgets: Sequence[int] | None = None,
+    volumes: Collection[str] | None = None,
     cache: Path | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
@@ -218,15 +219,16 @@ def evaluate_policies(
     A policy given as a sequence is several training runs of one method, reported as one. The first policy that is no
     baseline is what the others are compared with. ``protocol`` "per_budget" re-runs a policy for each budget unless it
     is ``anytime``; "anytime" runs all of them once, at the largest budget. ``surface_budgets`` are those at which HD95
-    and ASSD are computed (default: all; they take longer than everything else). With ``cache``, finished policies that
-    have an ``identity`` are read from that folder instead of being run again.
+    and ASSD are computed (default: all; they take longer than everything else). ``volumes`` are those to be scanned, by
+    name (default: all). With ``cache``, finished policies that have an ``identity`` are read from that folder instead
+    of being run again.
     """
     low, high = check_range(eval_range, bench.settings)
     if protocol not in ("per_budget", "anytime"):
         raise SeggymError(f"protocol={protocol!r} is unknown, expected per_budget or anytime")
     if repeats < 1:
         raise SeggymError(f"repeats={repeats} must be at least 1")
-    cases = plan_cases(bench.stack, bench.class_names, repeats)
+    cases = plan_cases(bench.stack, bench.class_names, repeats, volumes)
     batches = -(-len(cases) // BATCH)
     plan = RunPlan(cases, range(low, high + 1), num_envs=-(-len(cases) // batches), once=protocol == "anytime")
     surfaces = set(plan.budgets if surface_budgets is None else surface_budgets)
@@ -241,6 +243,7 @@ def evaluate_policies(
         "repeats": repeats,
         "surfaces": sorted(surfaces),
         "independent": bench.independent is not None,
+        "volumes": None if volumes is None else sorted(volumes),
         "seggym": __version__,
     }
     groups: list[list[Policy]] = [[p] if isinstance(p, Policy) else list(p) for p in policies]

@@ -214,7 +214,9 @@ class PooledTable:
                 for name in names:
                     mine = self.values(name, net, endpoint)
                     above = paired(mine, zero, self.curves.folds)
-                    below = np.where(np.isnan(above), np.nan, paired(one, zero, self.curves.folds)[:1])
+                    below = paired(one, zero, self.curves.folds)[:1]
+                    missing = np.isnan(above) | np.isnan(below)
+                    above, below = np.where(missing, np.nan, above), np.where(missing, np.nan, below)
                     estimate = self.resampling.ratio(above, below)
                     found.append({"method": name, "net": net, "endpoint": endpoint, **estimate._asdict()})
         return found

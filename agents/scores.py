@@ -6,13 +6,14 @@ axes (points, cases, classes), or (points, cases) for ``image``. ``lines`` int16
 run, -1 where none was measured; ``illegal`` int64 () counts illegal actions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from seggym.agents.greedy import episode_key
+from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
 from seggym.reward_models import metrics
 
@@ -49,14 +50,24 @@ class Cases:
         return self.patients if level == "slice" else self.volume_patients
 
 
-def plan_cases(stack: SliceStack, class_names: Sequence[str], repeats: int = 1) -> Cases:
-    """Every slice of ``stack`` ``repeats`` times. Keys depend on slice and repeat alone: policies share the noise."""
-    samples = torch.arange(len(stack)).repeat(repeats)
+def plan_cases(
+    stack: SliceStack, class_names: Sequence[str], repeats: int = 1, only: Collection[str] | None = None
+) -> Cases:
+    """Every slice of ``stack`` (of the volumes ``only``) ``repeats`` times.
+
+    Keys depend on slice and repeat alone: policies share the noise.
+    """
+    chosen = [index for index, volume in enumerate(stack.volumes) if only is None or volume in only]
+    if not chosen:
+        raise SeggymError(
+            f"none of the volumes {sorted(only or ())} is there, expected some of {sorted(set(stack.volumes))}"
+        )
+    samples = torch.tensor(chosen).repeat(repeats)
     slice_names = stack.names
     keys, names = [], []
     volumes: dict[str, list[int]] = {}
     for row, sample in enumerate(samples.tolist()):
-        repeat = row // len(stack)
+        repeat = row // len(chosen)
         suffix = f"#{repeat}" if repeats > 1 else ""
         keys.append(episode_key("eval", slice_names[sample], repeat))
         names.append(slice_names[sample] + suffix)

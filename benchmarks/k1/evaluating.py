@@ -13,13 +13,14 @@ from benchmarks.k1.sharing import Task
 from seggym.agents.baselines import TuningGround, make_baselines
 from seggym.agents.blind import BlindTwin
 from seggym.agents.controls import FIXED_ORDERS, RemeasureFirst, choose_best_order
-from seggym.agents.curves import curves_of
+from seggym.agents.curves import curves_of, joined
 from seggym.agents.evaluation import Bench, evaluate_policies, open_bench
 from seggym.agents.fixed_sets import find_fixed_sets, static_order
-from seggym.agents.policies import FixedOrder, Policy
+from seggym.agents.policies import Baseline, FixedOrder, Policy
 from seggym.agents.results import EvaluationResult
 from seggym.agents.snapshots import LearnedPolicy, load_policy
 from seggym.files import write_json
+from seggym.kspace.acquisition import SliceStack
 from seggym.reward_models.frozen import resolve_device
 
 SUBJECT, TWIN, SWAPPED, STATIC = "learned", "blind_twin", "swapped_observation", "static_learned"
@@ -84,19 +85,44 @@ def _evaluate(protocol: Protocol, fold: int) -> None:
         policies.append(find_fixed_sets(ground, order, budgets, options["set_evaluations"]))
     if settings.remeasure != "never" and settings.corruption_flagged:
         policies.append(RemeasureFirst(best))
-    result = evaluate_policies(
-        bench,
-        policies,
-        [1, protocol.budget],
-        protocol="anytime",
-        repeats=options["repeats"],
-        surface_budgets=[],
-        cache=protocol.out / "scores",
-        progress=protocol.progress,
-    )
-    curves_of(result, result.key, fold).save(folder)
+    volumes = greedy_volumes(bench.stack, options["greedy_volumes"])
+    references = [policy for policy in policies if isinstance(policy, Baseline) and policy.privileged]
+    apart = references if len(volumes) < len(set(bench.stack.volumes)) else []
+
+    def run(chosen: Sequence[Policy | Sequence[Policy]], only: Sequence[str] | None = None) -> EvaluationResult:
+        return evaluate_policies(
+            bench,
+            chosen,
+            [1, protocol.budget],
+            protocol="anytime",
+            repeats=options["repeats"],
+            surface_budgets=[],
+            volumes=only,
+            cache=protocol.out / "scores",
+            progress=protocol.progress,
+        )
+
+    result = run([policy for policy in policies if policy not in apart])
+    curves = curves_of(result, result.key, fold)
+    if apart:
+        some = run(apart, volumes)
+        curves = joined(curves, curves_of(some, some.key, fold))
+    curves.save(folder)
     chosen = next(policy.name for policy in candidates if np.array_equal(policy.order, best.order))
     write_json(folder / "notes.json", {"best_fixed_order": chosen, "lines": _lines(result)})
+
+
+def greedy_volumes(stack: SliceStack, count: int | None) -> list[str]:
+    """The volumes that the label-using reference scans, ``count`` of them (None: all).
+
+    As many patients as possible: the first volume of every second patient and the second one of the others, and so on.
+    """
+    volumes: dict[str, list[str]] = {}
+    for patient, volume in sorted(set(zip(stack.patients, stack.volumes, strict=True))):
+        volumes.setdefault(patient, []).append(volume)
+    turns = [own[number % len(own) :] + own[: number % len(own)] for number, own in enumerate(volumes.values())]
+    rounds = [own[i] for i in range(max(map(len, turns))) for own in turns if i < len(own)]
+    return rounds if count is None else rounds[:count]
 
 
 def _policies(protocol: Protocol, fold: int, kind: str) -> list[LearnedPolicy]:

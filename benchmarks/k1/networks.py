@@ -110,7 +110,7 @@ def _fit(protocol: Protocol, member: Member, folder: Path) -> None:
 
 
 def _fit_population(protocol: Protocol, folder: Path) -> None:
-    """Networks of a population of phantoms apart: other patients than those of the protocol, one model for all folds."""
+    """Networks of a population of phantoms apart, whose patients are others: one model for all folds."""
     reward = protocol.content["reward"]
     cohort = open_cohort(protocol.cohort.name, protocol.datadir, **reward["population"])
     both = sorted(set(cohort.patients) & set(protocol.cohort.patients))

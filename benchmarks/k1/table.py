@@ -106,7 +106,8 @@ def markdown(
         *_means(table),
         "",
         "\\* sees the labels of what it scans: a reference, no competitor and no upper bound. "
-        f"`{CONTROLS[0]}` is the learned policy shown another patient's measurements, `{TWIN}` was trained on them. "
+        f"`{CONTROLS[0]}` is the learned policy shown another patient's measurements, `{TWIN}` was trained on them; "
+        "the static learned order is what the policy would measure if it had to choose one order for everybody. "
         f"Best fixed order by fold: {', '.join(note['best_fixed_order'] for note in notes)}.",
         "",
         f"## Learned minus each method (fewer lines and more area are better; Holm over the honest ones, network {net} "
