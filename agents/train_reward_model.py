@@ -32,12 +32,20 @@ def main(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     start_distributed()
     cohort = open_cohort(config.cohort.name, config.datadir, **config.cohort.options)
-    require_labels(cohort, "cohort to one with labels")
+    reconstructs = config.task == "reconstruction"
+    if not reconstructs:
+        require_labels(cohort, "cohort to one with labels, or task=reconstruction")
     split = split_cohort(cohort, config.cohort.split)
     acquisition = build(Acquisition, config.cohort.acquisition, "cohort.acquisition.")
     place = seggym_home() if config.publish else Path("runs")
-    folder = Path(config.output).expanduser() if config.output else place / "reward_models" / config.name
-    plan = Plan(recipe(config, config.reward_model), _independent(config), config.folds)
+    name = f"{config.name}-{config.reward_model.architecture}" if reconstructs else config.name
+    folder = Path(config.output).expanduser() if config.output else place / "reward_models" / name
+    main_recipe = recipe(config, config.reward_model)
+    plan = (
+        Plan(main_recipe, None, 0, config.task)
+        if reconstructs
+        else Plan(main_recipe, _independent(config), config.folds, config.task)
+    )
     members = list(config.members) if config.members else None
     fit_reward_model(folder, cohort, split, acquisition, plan, resolve_device(config.device), members)
     # Written last: a call that is refused must not describe the networks of an earlier one.
@@ -47,7 +55,7 @@ def main(config: DictConfig) -> None:
     if missing:
         print(f"still to train before {folder} is a reward model: {', '.join(missing)}")
         return
-    print(summary(folder))
+    print(reconstruction_summary(folder) if reconstructs else summary(folder))
 
 
 def recipe(config: DictConfig, network: DictConfig) -> Recipe:
@@ -79,6 +87,15 @@ def summary(folder: Path) -> str:
         for acceleration, scores in card.metrics.get("test", {}).items():
             cells = [_cell(*scores[level]["dice"]) for level in ("volume", "slice")]
             rows.append(f"{name + ' ' + card.architecture:14}{acceleration:>13}{cells[0]:>26}{cells[1]:>26}")
+    return "\n".join(rows)
+
+
+def reconstruction_summary(folder: Path) -> str:
+    """Table of SSIM on held-out patients, one row per acceleration."""
+    rows = [f"reconstruction {folder} (SSIM on test patients, simulated k-space measured centre-out)"]
+    rows.append(f"{'acceleration':14}{'network':>26}{'zero-filled':>26}")
+    for acceleration, scores in open_reward_model(folder).cards["full"].metrics.get("test", {}).items():
+        rows.append(f"{acceleration:14}{_cell(*scores['ssim']):>26}{_cell(*scores['zero_filled']):>26}")
     return "\n".join(rows)
 
 

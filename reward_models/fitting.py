@@ -12,21 +12,37 @@ from seggym.cohorts.splits import Split, make_folds
 from seggym.errors import SeggymError
 from seggym.files import read_json, write_json
 from seggym.kspace.acquisition import Acquisition
-from seggym.reward_models.checkpoints import CARD, INDEX, ModelCard, read_card, save_network
+from seggym.reward_models.checkpoints import CARD, INDEX, TASKS, ModelCard, read_card, save_network
 from seggym.reward_models.evaluation import evaluate_network
+from seggym.reward_models.networks import RECONSTRUCTORS
 from seggym.reward_models.precision import read_record
+from seggym.reward_models.reconstruction_training import ReconstructionTask, evaluate_reconstruction
 from seggym.reward_models.regret import MAX_SECONDS, record_precision
 from seggym.reward_models.slices import prepared_slices
-from seggym.reward_models.training import STATE, Recipe, train_network
+from seggym.reward_models.training import STATE, Recipe, SegmentationTask, train_network
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The networks of a reward model: ``recipe`` for ``full`` and ``folds``, ``independent`` (None: none) for net B."""
+    """The networks of a reward model: ``recipe`` for ``full`` and ``folds``, ``independent`` (None: none) for net B.
+
+    ``task`` is what all of them are trained for. A reconstruction is not scored with, so it is one network.
+    """
 
     recipe: Recipe
     independent: Recipe | None
     folds: int = 3
+    task: str = "segmentation"
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise SeggymError(f"task={self.task!r} is unknown, expected {' or '.join(TASKS)}")
+        if self.task == "segmentation":
+            for recipe in filter(None, (self.recipe, self.independent)):
+                if recipe.architecture in RECONSTRUCTORS:
+                    raise SeggymError(f"architecture {recipe.architecture} only reconstructs: set task=reconstruction")
+        elif self.folds or self.independent is not None:
+            raise SeggymError("task=reconstruction trains one network: set folds=0 and independent=null")
 
 
 def member_names(plan: Plan) -> list[str]:
@@ -49,6 +65,11 @@ def fit_reward_model(
     some of the networks, so that several machines can share the work. What is finished stays when a later call fails.
     Each network gets the record of what bf16 costs it, a finished one too if it has none.
     """
+    if plan.task == "reconstruction" and acquisition.trajectory != "lines":
+        raise SeggymError(
+            f"task=reconstruction is for phase-encode lines, acquisition.trajectory is {acquisition.trajectory!r}: set "
+            "it to lines"
+        )
     names = member_names(plan)
     unknown = sorted(set(members or ()) - set(names))
     if unknown:
@@ -73,8 +94,9 @@ def fit_reward_model(
         recipe = plan.independent if name == "independent" and plan.independent else plan.recipe
         # Another seed for every network of every run; a fold shares nothing with the full one but the recipe.
         recipe = replace(recipe, seed=1000 * recipe.seed + names.index(name))
-        fit_member(folder / name, cohort, patients, split, acquisition, recipe, device)
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        fit_member(folder / name, cohort, patients, split, acquisition, recipe, device, plan.task)
+        first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        if first and plan.task == "segmentation":
             vouch_for_bf16(folder / name, cohort, split, acquisition, device)
 
 
@@ -93,6 +115,7 @@ def fit_member(
     acquisition: Acquisition,
     recipe: Recipe,
     device: torch.device,
+    task: str = "segmentation",
 ) -> None:
     """Train one network on ``patients`` with the validation patients of ``split``, unless ``folder`` holds it already.
 
@@ -108,18 +131,24 @@ def fit_member(
         print(f"{folder} is finished already")
         return
     train, val = (prepared_slices(cohort, chosen, acquisition) for chosen in (patients, split.val))
-    network, metrics = train_network(recipe, train, val, acquisition, folder, device)
+    segments = task == "segmentation"
+    maker = SegmentationTask if segments else ReconstructionTask
+    network, metrics = train_network(recipe, train, val, acquisition, folder, device, maker)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     if split.test:
         stack = prepared_slices(cohort, split.test, acquisition)
-        metrics["test"] = evaluate_network(network, stack, acquisition, cohort.class_names, device)
+        metrics["test"] = (
+            evaluate_network(network, stack, acquisition, cohort.class_names, device)
+            if segments
+            else evaluate_reconstruction(network, stack, acquisition, device)
+        )
     card = ModelCard(
         architecture=recipe.architecture,
         options=metrics["recipe"]["options"],
-        num_outputs=cohort.num_classes,
-        class_names=list(cohort.class_names),
-        task="segmentation",
+        num_outputs=cohort.num_classes if segments else 1,
+        class_names=list(cohort.class_names) if segments else [],
+        task=task,
         crop=acquisition.crop,
         patients=patients,
         cohort=cohort.name,

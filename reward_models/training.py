@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Recipe:
     """How a network is trained.
 
     ``iterations`` of ``batch_size`` scans, fewer if ``max_minutes`` or ``patience`` (validations in a row without a
-    better Dice; 0 is never) end it; ``average`` is the decay of the moving average of the weights, which is what is
+    better score; 0 is never) end it; ``average`` is the decay of the moving average of the weights, which is what is
     validated and kept; ``precision`` "auto" is bf16 autocast where the processor or GPU computes in it.
     """
 
@@ -79,13 +79,17 @@ class Simulator:
         self.stack, self.acquisition, self.device = stack.to(device), acquisition, device
         self.rng = np.random.default_rng(seed)
 
-    def batch(self, size: int, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images float32 (B, 1, C, C) and labels int64 (B, 1, C, C)."""
+    def scans(self, size: int, augment: bool) -> tuple[SliceStack, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Random scans: a stack, the slices in it and their keys, int64 (B,), and measured views, bool (B, V)."""
         indices = torch.from_numpy(self.rng.integers(len(self.stack), size=size)).to(self.device)
         keys = torch.from_numpy(self.rng.integers(2**63, size=size)).to(self.device)
         acquired = torch.from_numpy(random_acquired(self.acquisition, size, self.rng)).to(self.device)
         stack = _moved(self.stack, indices, self.acquisition, self.rng) if augment else self.stack
-        chosen = torch.arange(size, device=self.device) if augment else indices
+        return stack, torch.arange(size, device=self.device) if augment else indices, keys, acquired
+
+    def batch(self, size: int, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images float32 (B, 1, C, C) and labels int64 (B, 1, C, C)."""
+        stack, chosen, keys, acquired = self.scans(size, augment)
         magnitude = simulate(stack, chosen, keys, acquired, self.acquisition)
         if augment:
             # Contrast: a random power of the magnitude, which is all that the normalisation leaves to vary.
@@ -97,7 +101,13 @@ class Simulator:
 def simulate(
     stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquired: torch.Tensor, acquisition: Acquisition
 ) -> torch.Tensor:
-    """Zero-filled magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``.
+    """Zero-filled magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``."""
+    magnitude = trajectories.zero_filled(measure(stack, indices, keys, acquisition), acquired, acquisition)
+    return simulation.upright(magnitude, simulation.rows_encoded(keys, acquisition))
+
+
+def measure(stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+    """All views of slices ``indices`` with phase and noise of ``keys``, int64 (B,): samples complex64 (B, V, J, S).
 
     Where the scan corrupts lines, a scan of a policy that measures them again has fewer of them than one that does not:
     the share that stays corrupted is drawn per scan, from none to all.
@@ -108,8 +118,7 @@ def simulate(
         _, factor = simulation.corruption(keys, views, acquisition)
         mended = uniform(keys, _MENDED_STREAM, 1) > uniform(keys, _MENDED_STREAM + 1, acquisition.num_views)
         samples *= torch.where(mended, 1, factor)[:, :, None, None]
-    magnitude = trajectories.zero_filled(samples, acquired, acquisition)
-    return simulation.upright(magnitude, simulation.rows_encoded(keys, acquisition))
+    return samples
 
 
 def _moved(stack: SliceStack, indices: torch.Tensor, scan: Acquisition, rng: np.random.Generator) -> SliceStack:
@@ -150,15 +159,95 @@ def _warp(images: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, mode
     return nn.functional.grid_sample(images[:, None], grid, mode=mode, align_corners=False)[:, 0]
 
 
+class Task(Protocol):
+    """What a network is trained for: its batches, its loss and how it is validated."""
+
+    score: str
+    """Name of what :meth:`validate` returns."""
+    num_outputs: int
+    rng: np.random.Generator
+    """Everything random of the batches."""
+
+    def module(self, network: nn.Module) -> nn.Module:
+        """What maps the inputs of a batch to an output: ``network``, or something that calls it."""
+        ...
+
+    def batch(self, size: int, augment: bool) -> tuple[tuple[torch.Tensor, ...], Any]:
+        """Inputs of ``size`` random scans and what their outputs are compared with."""
+        ...
+
+    def loss(self, output: Any, target: Any) -> torch.Tensor:
+        """The scalar that is minimised; outputs may be of reduced precision."""
+        ...
+
+    def validate(self, network: nn.Module) -> float:
+        """How good ``network`` is on fixed scans of the validation patients; more is better, below 0 is none."""
+        ...
+
+
+class TaskMaker(Protocol):
+    """Makes a task of slices for training and validation; ``seed`` decides its batches."""
+
+    def __call__(
+        self, train: SliceStack, val: SliceStack, acquisition: Acquisition, device: torch.device, seed: int
+    ) -> Task: ...
+
+
+class SegmentationTask:
+    """Labels from normalised zero-filled images: Dice and cross-entropy; validated by hard Dice."""
+
+    score = "dice"
+
+    def __init__(
+        self, train: SliceStack, val: SliceStack, acquisition: Acquisition, device: torch.device, seed: int
+    ) -> None:
+        self.num_outputs = train.num_classes
+        self._simulator = Simulator(train, acquisition, device, seed)
+        self._loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
+        self._validation = fixed_scans(val, acquisition, device)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """Everything random of the batches."""
+        return self._simulator.rng
+
+    @rng.setter
+    def rng(self, rng: np.random.Generator) -> None:
+        self._simulator.rng = rng
+
+    def module(self, network: nn.Module) -> nn.Module:
+        """The network itself."""
+        return network
+
+    def batch(self, size: int, augment: bool) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Images and labels."""
+        images, labels = self._simulator.batch(size, augment)
+        return (images.contiguous(memory_format=torch.channels_last),), labels
+
+    def loss(self, output: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """Of the logits; the features of the output are not used."""
+        return self._loss(output[0].float(), target)
+
+    def validate(self, network: nn.Module) -> float:
+        """Hard Dice, mean over present classes, then slices."""
+        return mean_dice(network, *self._validation)
+
+
 def train_network(
-    recipe: Recipe, train: SliceStack, val: SliceStack, acquisition: Acquisition, folder: Path, device: torch.device
+    recipe: Recipe,
+    train: SliceStack,
+    val: SliceStack,
+    acquisition: Acquisition,
+    folder: Path,
+    device: torch.device,
+    task: TaskMaker = SegmentationTask,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Train until ``iterations``, ``max_minutes`` or ``patience`` end it; the weights with the best validation Dice.
+    """Train until ``iterations``, ``max_minutes`` or ``patience`` end it; the weights with the best validation score.
 
     The state is kept in ``folder`` after every validation and found there again, so that the same call goes on after an
     interruption. Under ``torchrun`` every process draws its own batches and process 0 validates and writes.
     """
-    trainer = _Trainer(recipe, train, val, acquisition, folder, device)
+    trainer = _Trainer(recipe, train, val, acquisition, folder, device, task)
     trainer.resume()
     trainer.run()
     return trainer.result()
@@ -173,17 +262,19 @@ class _Trainer:
         acquisition: Acquisition,
         folder: Path,
         device: torch.device,
+        task: TaskMaker,
     ) -> None:
-        self.recipe, self.acquisition, self.folder, self.device = recipe, acquisition, folder, device
+        self.recipe, self.folder, self.device = recipe, folder, device
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         torch.manual_seed(recipe.seed)
-        self.network = build_network(recipe.architecture, train.num_classes, **recipe.options).to(device)
+        self.task = task(train, val, acquisition, device, recipe.seed * 1000 + self.rank)
+        self.network = build_network(recipe.architecture, self.task.num_outputs, **recipe.options).to(device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's annotations
         fastest = native_precision(device) if recipe.precision == "auto" else recipe.precision
         self.autocast = resolve_precision(fastest, device) == "bf16"
-        self.replica: nn.Module = self.network
+        self.replica: nn.Module = self.task.module(self.network)
         if distributed.is_initialized():
-            self.replica = DistributedDataParallel(self.network)
+            self.replica = DistributedDataParallel(self.replica)
         self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -191,9 +282,6 @@ class _Trainer:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, recipe.learning_rate, total_steps=recipe.iterations + 1, pct_start=0.1
         )
-        self.simulator = Simulator(train, acquisition, device, recipe.seed * 1000 + self.rank)
-        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-        self.validation = fixed_scans(val, acquisition, device)
         self.iteration, self.stale, self.seconds, self.best = 0, 0, 0.0, -1.0
         self.best_weights: dict[str, torch.Tensor] = {}
 
@@ -220,11 +308,12 @@ class _Trainer:
             self.seconds = time.monotonic() - started
             if self._due():
                 if self.rank == 0:
-                    dice = self._validate()
-                    bar.set_postfix(loss=f"{np.mean(running):.3f}", dice=f"{dice:.3f}", best=f"{self.best:.3f}")
+                    value, name = self._validate(), self.task.score
+                    shown = {"loss": np.mean(running), name: value, "best": self.best}
+                    bar.set_postfix({key: f"{number:.3f}" for key, number in shown.items()})
                     assert writer is not None
                     writer.add_scalar("train/loss", np.mean(running), self.iteration)
-                    writer.add_scalar("val/dice", dice, self.iteration)
+                    writer.add_scalar(f"val/{name}", value, self.iteration)
                     self._save()
                 running.clear()
                 ended = self._agreed(self._ended())
@@ -249,10 +338,10 @@ class _Trainer:
 
     def _step(self) -> float:
         self.network.train()
-        images, labels = self.simulator.batch(self.recipe.batch_size, self.recipe.augmentation)
+        inputs, target = self.task.batch(self.recipe.batch_size, self.recipe.augmentation)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits, _ = self.replica(images.contiguous(memory_format=torch.channels_last))
-        loss = self.loss(logits.float(), labels)
+            output = self.replica(*inputs)
+        loss = self.task.loss(output, target)
         if not torch.isfinite(loss):
             raise SeggymError(
                 f"the loss of {self.folder.name} is {loss.item()} at iteration {self.iteration}: lower learning_rate, "
@@ -267,13 +356,13 @@ class _Trainer:
         return loss.item()
 
     def _validate(self) -> float:
-        dice = mean_dice(self.averaged.module, *self.validation)
-        if dice > self.best:
-            self.best, self.stale = dice, 0
+        score = self.task.validate(self.averaged.module)
+        if score > self.best:
+            self.best, self.stale = score, 0
             self.best_weights = {key: value.clone() for key, value in self.averaged.module.state_dict().items()}
         else:
             self.stale += 1
-        return dice
+        return score
 
     def _save(self) -> None:
         state = {
@@ -282,7 +371,7 @@ class _Trainer:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "generator": self.simulator.rng.bit_generator.state,
+            "generator": self.task.rng.bit_generator.state,
             "progress": [self.iteration, self.stale, self.seconds, self.best],
             "best_weights": self.best_weights,
         }
@@ -304,9 +393,9 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.rank == 0:
-            self.simulator.rng.bit_generator.state = state["generator"]
+            self.task.rng.bit_generator.state = state["generator"]
         else:
-            self.simulator.rng = np.random.default_rng([self.recipe.seed, self.rank, state["progress"][0]])
+            self.task.rng = np.random.default_rng([self.recipe.seed, self.rank, state["progress"][0]])
         self.iteration, self.stale, self.seconds, self.best = state["progress"]
         self.best_weights = state["best_weights"]
 
@@ -314,7 +403,7 @@ class _Trainer:
         if self.best_weights:
             self.network.load_state_dict(self.best_weights)
         return self.network.eval(), {
-            "val_dice": self.best,
+            f"val_{self.task.score}": self.best,
             "iterations": self.iteration,
             "minutes": round(self.seconds / 60, 2),
             "recipe": self.recipe.as_dict(),
