@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from seggym.agents import greedy
-from seggym.agents.policies import Baseline, EpisodeOrder, FixedOrder, Policy
+from seggym.agents.policies import Baseline, EpisodeOrder, FixedOrder, Policy, first_line
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
-from seggym.kspace import orders
+from seggym.kspace import orders, view_orders
 from seggym.kspace.acquisition import Acquisition
 
 POWERS = (1, 2, 4, 6, 8, 12)
@@ -78,14 +78,37 @@ class EnergyFollowing(Baseline):
         return torch.where(possible.any(1), target[scan, energy.argmax(1)], fallback)
 
 
-def variable_density_order(matrix: int, power: float) -> EpisodeOrder:
+class RegionGrowing(Baseline):
+    """Measures the point beside the measured ones whose measured neighbours hold most energy: energy following in 2-D.
+
+    A neighbour shares an edge. It sees measured samples only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("energy_following")
+        self.identity = {"version": 1, "trajectory": "points"}
+
+    def act(self, engine: KSpaceEngine, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:
+        """Actions int64 (N,)."""
+        side = engine.acquisition.matrix // engine.acquisition.block
+        seen = torch.where(engine.acquired, engine.scanner.energy, -torch.inf).unflatten(1, (side, side))
+        around = torch.nn.functional.pad(seen, (1, 1, 1, 1), value=-torch.inf)
+        shifted = (around[:, 2:, 1:-1], around[:, :-2, 1:-1], around[:, 1:-1, 2:], around[:, 1:-1, :-2])
+        energy = torch.stack(shifted).amax(0).flatten(1)
+        energy = torch.where(legal[:, : engine.num_lines] & ~engine.acquired, energy, -torch.inf)
+        order = torch.from_numpy(view_orders.plain_order(engine.acquisition)).to(legal.device)
+        best = order[energy[:, order].argmax(1)]
+        return torch.where(energy.isfinite().any(1), best, first_line(order.expand(len(legal), -1), engine, legal))
+
+
+def variable_density_order(acquisition: Acquisition, power: float) -> EpisodeOrder:
     """Random orders with a density that falls with the distance from DC to the power of ``power``."""
-    return EpisodeOrder("variable_density", lambda rng, budget: orders.variable_density(matrix, power, rng))
+    return EpisodeOrder("variable_density", lambda rng, budget: view_orders.random_order(acquisition, power, rng))
 
 
 def _random(ground: TuningGround) -> Policy:
-    matrix = ground.acquisition.matrix
-    policy = EpisodeOrder("random", lambda rng, budget: orders.uniformly_random(matrix, rng))
+    views = ground.acquisition.num_views
+    policy = EpisodeOrder("random", lambda rng, budget: orders.uniformly_random(views, rng))
     return _identified(policy, {"version": 1})
 
 
@@ -93,25 +116,39 @@ def _equispaced(ground: TuningGround) -> Policy:
     scan = ground.acquisition
 
     def draw(rng: np.random.Generator, budget: int) -> np.ndarray:
+        if scan.trajectory == "radial":
+            return view_orders.equispaced_spokes(scan, budget, rng)
         return orders.equispaced(scan.matrix, budget, scan.initial_lines, rng)
 
     return _identified(EpisodeOrder("equispaced", draw, anytime=False), {"version": 1})
 
 
 def _variable_density(ground: TuningGround) -> Policy:
-    matrix = ground.acquisition.matrix
+    scan = ground.acquisition
 
     def find() -> dict[str, Any]:
-        candidates = [(power, variable_density_order(matrix, power)) for power in POWERS]
+        candidates = [(power, variable_density_order(scan, power)) for power in POWERS]
         power, areas = greedy.tune(ground.engine(), candidates, ground.length, "variable density", ground.progress)
         return {"power": power, "areas": areas}
 
     found = ground.search({"search": "variable_density", "powers": POWERS}, find)
-    return _identified(variable_density_order(matrix, found["power"]), {"power": found["power"]})
+    return _identified(variable_density_order(scan, found["power"]), {"power": found["power"]})
 
 
 def _centre_out(ground: TuningGround) -> Policy:
-    return FixedOrder("centre_out", orders.centre_out(ground.acquisition.matrix))
+    return FixedOrder("centre_out", view_orders.plain_order(ground.acquisition))
+
+
+def _golden_angle(ground: TuningGround) -> Policy:
+    return FixedOrder("golden_angle", view_orders.golden_angle(ground.acquisition))
+
+
+def _sequential(ground: TuningGround) -> Policy:
+    return FixedOrder("sequential", view_orders.spokes_by_angle(ground.acquisition))
+
+
+def _energy_following(ground: TuningGround) -> Policy:
+    return RegionGrowing() if ground.acquisition.trajectory == "points" else EnergyFollowing()
 
 
 def _partial_fourier(ground: TuningGround) -> Policy:
@@ -151,18 +188,41 @@ BASELINES: dict[str, Callable[[TuningGround], Policy]] = {
     "random": _random,
     "equispaced": _equispaced,
     "variable_density": _variable_density,
+    "sequential": _sequential,
+    "golden_angle": _golden_angle,
     "centre_out": _centre_out,
     "partial_fourier": _partial_fourier,
-    "energy_following": lambda ground: EnergyFollowing(),
+    "energy_following": _energy_following,
     "population_greedy": _population_greedy,
     "one_step_greedy": lambda ground: greedy.OneStepGreedy(ground.window, ground.progress),
 }
 
 
+# What makes sense of one trajectory only; spokes all pass the centre, so that none is nearer to it than another.
+_ONLY = {
+    "equispaced": ("lines", "radial"),
+    "variable_density": ("lines", "points"),
+    "sequential": ("radial",),
+    "golden_angle": ("radial",),
+    "centre_out": ("lines", "points"),
+    "partial_fourier": ("lines",),
+    "energy_following": ("lines", "points"),
+}
+
+
+def offered(trajectory: str) -> list[str]:
+    """Names of the baselines for an acquisition with ``trajectory``."""
+    return [name for name in BASELINES if trajectory in _ONLY.get(name, (trajectory,))]
+
+
 def make_baselines(names: Sequence[str] | None, ground: TuningGround) -> list[Policy]:
-    """The baselines ``names`` (default: all), tuned on ``ground`` where they have something to tune."""
-    chosen = list(BASELINES) if names is None else list(names)
-    unknown = [name for name in chosen if name not in BASELINES]
+    """The baselines ``names`` (default: all of the trajectory), tuned on ``ground`` where they can be."""
+    known = offered(ground.acquisition.trajectory)
+    chosen = known if names is None else list(names)
+    unknown = [name for name in chosen if name not in known]
     if unknown:
-        raise SeggymError(f"baselines={unknown} are unknown, expected some of {', '.join(BASELINES)}")
+        raise SeggymError(
+            f"baselines={unknown} are unknown to trajectory={ground.acquisition.trajectory!r}, expected some of "
+            f"{', '.join(known)}"
+        )
     return [BASELINES[name](ground) for name in chosen]

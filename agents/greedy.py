@@ -17,7 +17,7 @@ from seggym.envs.kspace.engine import Episodes, KSpaceEngine
 from seggym.envs.kspace.lookahead import try_lines
 from seggym.errors import SeggymError
 from seggym.files import read_json, write_json
-from seggym.kspace import orders
+from seggym.kspace import view_orders
 from seggym.kspace.keyed_random import key_of
 
 WINDOW = 24
@@ -40,8 +40,9 @@ class OneStepGreedy(Baseline):
     """Measures the line that brings the largest gain in quality, by the environment's own network and the labels.
 
     A privileged reference and not an upper bound: greedy is myopic, and what it maximises is one network's score.
-    Only lines within ``window`` of DC are tried; where all are measured, the one nearest to DC follows. A step tries
-    them all, which takes long with a large network: ``progress`` shows a bar for each.
+    Only the 2 * ``window`` + 1 lines or points nearest to DC are tried, and every spoke; where all are measured, the
+    one nearest to DC follows. A step tries them all, which takes long with a large network: ``progress`` shows a bar
+    for each.
     """
 
     privileged = True
@@ -53,10 +54,10 @@ class OneStepGreedy(Baseline):
 
     def act(self, engine: KSpaceEngine, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:
         """Actions int64 (N,)."""
-        near = torch.from_numpy(orders.centre_out(engine.num_lines)).to(legal.device)
-        tried = legal[:, : engine.num_lines].clone()
-        line = torch.arange(engine.num_lines, device=legal.device)
-        tried &= (line - engine.acquisition.dc).abs() <= self.window
+        near = torch.from_numpy(view_orders.plain_order(engine.acquisition)).to(legal.device)
+        window = torch.from_numpy(view_orders.near_centre(engine.acquisition, self.window)).to(legal.device)
+        tried = torch.zeros_like(legal[:, : engine.num_lines])
+        tried[:, window] = legal[:, window]
         slots, lines = tried.nonzero(as_tuple=True)
         gains = torch.full(tried.shape, -torch.inf, dtype=engine.dtype, device=legal.device)
         if len(slots):
@@ -83,7 +84,8 @@ def begin_training_episodes(engine: KSpaceEngine, length: int) -> None:
 def population_greedy(engine: KSpaceEngine, length: int, window: int = WINDOW, progress: bool = True) -> np.ndarray:
     """The order (M,) that greedily maximises the mean quality over the training slices in ``engine``.
 
-    The first ``length`` lines after the initial ones are searched for, within ``window`` of DC; the rest is centre-out.
+    The first ``length`` lines after the initial ones are searched for, among the 2 * ``window`` + 1 nearest to DC (all
+    spokes); the rest is in plain order, centre-out or by the golden angle.
     """
     begin_training_episodes(engine, length)
     every = torch.arange(engine.num_envs, device=engine.device)
@@ -91,16 +93,16 @@ def population_greedy(engine: KSpaceEngine, length: int, window: int = WINDOW, p
     for _ in tqdm(range(length), desc="population greedy: lines", disable=not progress):
         # Where lines may be measured again, an order for all still holds each of them once.
         legal = (engine.action_mask()[0, : engine.num_lines] & ~engine.acquired[0]).cpu().numpy()
-        candidates = [line for line in orders.centre_out(engine.num_lines).tolist() if legal[line]]
-        near = [line for line in candidates if abs(line - engine.acquisition.dc) <= window]
+        near = [line for line in view_orders.near_centre(engine.acquisition, window).tolist() if legal[line]]
         if not near:
             break
         lines = torch.tensor(near, device=engine.device).repeat_interleave(len(every))
         means = try_lines(engine, every.repeat(len(near)), lines).view(len(near), -1).mean(1)
         found.append(near[int(means.argmax())])
         engine.step(torch.full_like(every, found[-1]))
-    first = [*orders.initial_block(engine.num_lines, engine.acquisition.initial_lines).tolist(), *found]
-    return np.asarray(first + [line for line in orders.centre_out(engine.num_lines).tolist() if line not in first])
+    first = [*engine.acquisition.initial_views.tolist(), *found]
+    rest = view_orders.plain_order(engine.acquisition).tolist()
+    return np.asarray(first + [line for line in rest if line not in first])
 
 
 def training_area(engine: KSpaceEngine, policy: Policy, length: int) -> float:

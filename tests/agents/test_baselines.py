@@ -29,7 +29,7 @@ def play(policy, engine, length):
     return torch.stack(lines, 1)
 
 
-@pytest.mark.parametrize("name", list(baselines.BASELINES))
+@pytest.mark.parametrize("name", baselines.offered("lines"))
 def test_every_baseline_plays_legally_to_the_last_line(name, ground):
     (policy,) = baselines.make_baselines([name], ground)
     assert policy.name == name
@@ -41,7 +41,7 @@ def test_every_baseline_plays_legally_to_the_last_line(name, ground):
     assert lines.shape == (2, 29)
 
 
-@pytest.mark.parametrize("name", list(baselines.BASELINES))
+@pytest.mark.parametrize("name", baselines.offered("lines"))
 def test_candidates_are_respected(name, tmp_path):
     bench = make_bench(candidates=[10, 20])
     ground = bench.ground(3, cache=tmp_path, progress=False, max_slices=2, window=3)

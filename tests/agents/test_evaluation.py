@@ -9,7 +9,7 @@ from synthetic_bench import make_bench
 
 import seggym
 from seggym.agents import evaluation, rollouts
-from seggym.agents.baselines import BASELINES, make_baselines
+from seggym.agents.baselines import make_baselines, offered
 from seggym.agents.evaluation import evaluate_policies
 from seggym.agents.policies import CallablePolicy, FixedOrder, load_callable
 from seggym.errors import SeggymError
@@ -68,7 +68,7 @@ def test_an_external_function_equals_the_baseline_that_it_imitates(result):
 
 def test_every_policy_starts_from_the_same_images(result):
     first = [p.runs[0]["image/slice/ssim"][0] for p in result.policies if p.kind != "ceiling"]
-    assert len(first) == len(BASELINES) + 1
+    assert len(first) == len(offered("lines")) + 1
     assert all(np.array_equal(first[0], other) for other in first)
 
 
@@ -127,7 +127,7 @@ def test_presentations(result):
     assert {row["net"] for row in content["results"]} == {"A", "B", "image"}
     assert result.to_csv().splitlines()[0] == "policy,net,budget,metric,level,mean,low,high,n"
     table = result.table()
-    assert all(name in table for name in (*BASELINES, "nearest_line", "full_kspace", "simulated"))
+    assert all(name in table for name in (*offered("lines"), "nearest_line", "full_kspace", "simulated"))
     for net in ("A", "B"):
         assert result.find("random", net, 3, "hd95", "volume") is not None
         assert result.find("random", net, 0, "dice_b", "slice") is not None
