@@ -79,21 +79,23 @@ def write_scan(path: Path, kspace: np.ndarray, header: str, lines: Mapping[int, 
     """
     import ismrmrd  # it takes 0.2 s, and an environment on cached slices reads none
 
+    noise = ismrmrd.Acquisition.from_array(np.full(kspace.shape[1:3], 1 + 1j, np.complex64))
+    noise.set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
+    readouts = [noise]
+    for position, stack in enumerate(kspace.astype(np.complex64)):
+        for column, number in lines.items():
+            for average in range(averages):
+                readout = ismrmrd.Acquisition.from_array(np.ascontiguousarray(stack[:, :, column]))
+                readout.center_sample = kspace.shape[2] // 2
+                readout.idx.slice, readout.idx.kspace_encode_step_1 = position, number
+                readout.idx.average = average
+                readouts.append(readout)
+
     def write(temporary: Path) -> None:
-        temporary.unlink()
         with ismrmrd.Dataset(str(temporary), mode="w") as data:
             data.write_xml_header(header.encode())
-            noise = ismrmrd.Acquisition.from_array(np.full(kspace.shape[1:3], 1 + 1j, np.complex64))
-            noise.set_flag(ismrmrd.ACQ_IS_NOISE_MEASUREMENT)
-            data.append_acquisition(noise)
-            for position, stack in enumerate(kspace.astype(np.complex64)):
-                for column, number in lines.items():
-                    for average in range(averages):
-                        readout = ismrmrd.Acquisition.from_array(np.ascontiguousarray(stack[:, :, column]))
-                        readout.center_sample = kspace.shape[2] // 2
-                        readout.idx.slice, readout.idx.kspace_encode_step_1 = position, number
-                        readout.idx.average = average
-                        data.append_acquisition(readout)
+        with ismrmrd.File(str(temporary)) as file:
+            file["dataset"].acquisitions = readouts
 
     write_atomic(path, write)
 
