@@ -58,7 +58,10 @@ def make_bench(segment: bool = True, **options) -> Bench:
     """A bench of eight slices of two patients; with ``segment`` networks A and B, else image quality alone."""
     weights = {} if segment else {"lambda_seg": 0.0, "lambda_recon": 1.0}
     settings = KSpaceSettings(
-        cohort="phantom", reward_model="stub", role="test", acquisition=SCAN, budget=3, **{**weights, **options}
+        cohort="phantom",
+        reward_model="stub",
+        role="test",
+        **{"acquisition": SCAN, "budget": 3, **weights, **options},
     )
     stack = make_stack()
 
