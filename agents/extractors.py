@@ -31,7 +31,7 @@ class DictExtractor(BaseFeaturesExtractor):
             if len(shape) == 3:
                 parts[name] = _image_network(shape, image_width, embedding)
                 size += embedding
-            elif isinstance(space, spaces.Box) and shape[0] > _SHORT:
+            elif isinstance(space, spaces.Box) and len(shape) == 1 and shape[0] > _SHORT:
                 parts[name] = nn.Sequential(nn.LayerNorm(shape[0]), nn.Linear(shape[0], embedding), nn.ReLU())
                 size += embedding
             else:
@@ -53,7 +53,9 @@ class LineExtractor(BaseFeaturesExtractor):
     moved over k-space, learns that from every line at once; one that has an output per line learns it line by line.
 
     Input: a Dict with ``acquired`` (N, M), ``budget`` (N, 1), and optionally ``energy`` (N, M) and whatever
-    :class:`DictExtractor` takes. Output: float32 (N, M + context): scores, which the head passes on
+    :class:`DictExtractor` takes. Where the agent allocates lines to Z slices both are (N, Z, M), the scores those of
+    every line of every slice, and a line sees what ``slices`` and ``slice_probabilities`` say of its slice. Output:
+    float32 (N, M + context) or (N, Z * M + context): scores, which the head passes on
     (:func:`seggym.agents.priors.start_head`), then the context, which the critic works with. ``width`` is the number of
     channels, ``neighbours`` how many lines are seen on either side.
     """
@@ -67,17 +69,24 @@ class LineExtractor(BaseFeaturesExtractor):
                 f"the extractor 'lines' needs acquired and budget among the parts of the observation, found "
                 f"{', '.join(parts)}: add them to env.kwargs.observation or choose the extractor 'dict'"
             )
-        context = DictExtractor(observation_space, image_width, embedding=width)
-        self.num_scores = math.prod(parts["acquired"].shape or ())
+        *slices, lines = parts["acquired"].shape or ()
+        # Lines of all slices would be most of the context and are scored one by one anyway.
+        kept = {name: space for name, space in parts.items() if not (slices and name in ("acquired", "energy"))}
+        context = DictExtractor(spaces.Dict(kept), image_width, embedding=width)
+        self.num_scores = math.prod((*slices, lines))
         super().__init__(observation_space, self.num_scores + context.features_dim)
         self.context = context
         self.has_energy = "energy" in parts
         self.position: torch.Tensor
-        offset = (torch.arange(self.num_scores) - self.num_scores // 2) / self.num_scores
+        offset = (torch.arange(lines) - lines // 2) / lines
         self.register_buffer("position", torch.stack([offset, offset.abs()]), persistent=False)
         channels = 2 * (1 + self.has_energy) + len(self.position)
         self.local = LineConvolution(channels, width, 2 * neighbours + 1, padding=neighbours)
         self.shared = nn.Linear(context.features_dim, width)
+        self.num_slices = math.prod(slices)
+        self.per_slice = [name for name in ("slices", "slice_probabilities") if slices and name in parts]
+        own = sum(math.prod(parts[name].shape or ()) // self.num_slices for name in self.per_slice)
+        self.own = nn.Linear(own, width) if own else None
         self.score = nn.Sequential(nn.ReLU(), LineConvolution(width, width, 1), nn.ReLU(), LineConvolution(width, 1, 1))
         # Training starts from the prior of the head: scores of zero everywhere.
         last = self.score[-1]
@@ -89,11 +98,19 @@ class LineExtractor(BaseFeaturesExtractor):
         measured = [observations["acquired"].float()]
         if self.has_energy:
             measured.append(observations["energy"])
+        # One slice per row from here on.
+        measured = [line.reshape(-1, line.shape[-1]) for line in measured]
         lines = torch.stack([*measured, *(_mirrored(line) for line in measured)], 1)
         position = self.position.expand(len(lines), -1, -1)
         context = self.context(observations)
-        seen = self.local(torch.cat([lines, position], 1)) + self.shared(context)[:, :, None]
-        return torch.cat([self.score(seen)[:, 0], context], 1)
+        known = (
+            self.shared(context).repeat_interleave(self.num_slices, 0) if self.num_slices > 1 else self.shared(context)
+        )
+        if self.own is not None:
+            own = [observations[name].reshape(len(lines), -1) for name in self.per_slice]
+            known = known + self.own(torch.cat(own, 1))
+        seen = self.local(torch.cat([lines, position], 1)) + known[:, :, None]
+        return torch.cat([self.score(seen)[:, 0].reshape(len(context), -1), context], 1)
 
 
 class LineConvolution(nn.Conv1d):

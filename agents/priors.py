@@ -15,12 +15,15 @@ def low_frequency_prior(num_lines: int, strength: float, num_actions: int | None
     """-strength * |k - dc| / num_lines for every line, float32 (num_actions,).
 
     Sampled with these as logits, lines scatter about DC with an exponential profile whose decay length is
-    ``num_lines / strength`` lines. Actions after the lines (stopping) get the lowest value of all.
+    ``num_lines / strength`` lines. Actions after the lines (stopping) get the lowest value of all; where the actions
+    are lines of several slices, a multiple of ``num_lines``, every slice has the same prior.
     """
     line = torch.arange(num_lines, dtype=torch.float32)
     values = -strength * (line - num_lines // 2).abs() / num_lines
-    extra = (num_actions or num_lines) - num_lines
-    return torch.cat([values, values.min().expand(extra)]) if extra else values
+    slices, extra = divmod(num_actions or num_lines, num_lines)
+    if not extra:
+        return values.repeat(slices)
+    return torch.cat([values, values.min().expand(extra)])
 
 
 def start_head(head: nn.Linear, prior: torch.Tensor, passed: int = 0) -> None:

@@ -24,8 +24,8 @@ from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import ACTOR_CRITICS, action_scores, best_legal
 from seggym.configs.checking import require_types
 from seggym.envs.kspace.engine import KSpaceEngine
-from seggym.envs.kspace.environment import observation_space
 from seggym.envs.kspace.settings import NETWORK_OBSERVATIONS
+from seggym.envs.kspace.volumes.environment import space_of
 from seggym.errors import SeggymError
 from seggym.files import json_bytes, read_json, write_together
 from seggym.reward_models.checkpoints import open_reward_model
@@ -100,7 +100,7 @@ class LearnedPolicy:
             "num_classes": engine.stack.num_classes,
             "num_actions": engine.num_actions,
         }
-        offered = observation_space(engine).spaces
+        offered = space_of(engine).spaces
         wrong = [
             f"{key}={value} instead of {self.card[key]}" for key, value in found.items() if value != self.card[key]
         ]

@@ -13,13 +13,14 @@ Choice = Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 
 
 def validation_episodes(engine: KSpaceEngine, limit: int) -> Episodes:
-    """At most ``limit`` slices, evenly spaced, each with the largest budget and the key of ``"eval:" + its name``.
+    """At most ``limit`` slices, or volumes where those are the episodes, evenly spaced, with the largest budget.
 
-    They depend on the data alone, so every run and every step of it is measured on the same episodes.
+    The key of each is that of ``"eval:" + its name``. They depend on the data alone, so every run and every step of it
+    is measured on the same episodes.
     """
-    count = len(engine.stack)
+    names = engine.episode_names
+    count = len(names)
     samples = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
-    names = engine.stack.names
     return Episodes(
         torch.from_numpy(samples),
         torch.full((len(samples),), engine.settings.budget_range[1]),

@@ -25,7 +25,7 @@ OBSERVATIONS = (
     "action_mask",
 )
 DEFAULT_OBSERVATION = ("image", "acquired", "budget")
-NETWORK_OBSERVATIONS = ("probabilities", "probability_grid", "features")
+NETWORK_OBSERVATIONS = ("probabilities", "probability_grid", "slice_probabilities", "features")
 _CHOICES = {
     "role": ("train", "val", "test", "all"),
     "seg_metric": ("soft_dice", "dice", "iou"),

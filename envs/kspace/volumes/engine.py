@@ -297,12 +297,12 @@ class VolumeEngine:
         return self.num_lines * (1 if self.is_shared else self.num_slots)
 
     def _chosen(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (N, Z, ...) of the slices that an action can be about: of any, of the current one, or of all, flat."""
+        """Values (N, Z, M) of the slices that an action can be about: of any, of the current one (N, M), or of all."""
         if self.is_shared:
             return values[:, 0].clone()
         if self.settings.slices == "sequential":
             return values[self._every, self.current()]
-        return (values * self.real.view(*self.real.shape, *[1] * (values.ndim - 2)).to(values.dtype)).flatten(1)
+        return values * self.real[:, :, None]
 
     def _mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the slices of values (N, Z, ...) in 0..1."""

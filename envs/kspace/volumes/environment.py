@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from seggym.envs.kspace.environment import KSpaceEnv, KSpaceVectorEnv
+from seggym.envs.kspace.environment import KSpaceEnv, KSpaceVectorEnv, observation_space
 from seggym.envs.kspace.segmentation import GRID
 from seggym.envs.kspace.volumes.engine import VolumeEngine
 from seggym.envs.kspace.volumes.rendering import VolumeCanvas
@@ -17,10 +17,10 @@ from seggym.envs.kspace.volumes.sources import build_volume_engine
 def volume_observation_space(engine: VolumeEngine) -> spaces.Dict:
     """Space of one environment's observation; it depends on neither the budget nor the depth of any volume."""
     slots, crop, classes = engine.num_slots, engine.acquisition.crop, engine.stack.num_classes
-    lines = engine.num_actions
+    lines = (slots, engine.num_lines) if engine.settings.slices == "allocate" else (engine.num_lines,)
     parts: dict[str, spaces.Space] = {
-        "acquired": spaces.MultiBinary(lines),
-        "energy": spaces.Box(0, 1, (lines,), np.float32),
+        "acquired": spaces.MultiBinary(lines if len(lines) > 1 else lines[0]),
+        "energy": spaces.Box(0, 1, lines, np.float32),
         "budget": spaces.Box(0, 1, (1,), np.float32),
         "slices": spaces.Box(0, 1, (slots * 3,), np.float32),
         "slice_probabilities": spaces.Box(0, 1, (slots * classes,), np.float32),
@@ -29,6 +29,12 @@ def volume_observation_space(engine: VolumeEngine) -> spaces.Dict:
         "action_mask": spaces.MultiBinary(engine.num_actions),
     }
     return spaces.Dict({part: parts[part] for part in engine.settings.observation})
+
+
+def space_of(engine: Any) -> spaces.Dict:
+    """Space of one environment's observation of ``engine``, whichever of the two kinds it is."""
+    volumes = isinstance(engine.settings, VolumeSettings)
+    return volume_observation_space(engine) if volumes else observation_space(engine)
 
 
 class KSpaceVolumeVectorEnv(KSpaceVectorEnv):
@@ -75,10 +81,10 @@ class KSpaceVolumeEnv(KSpaceEnv):
     nothing and uses one unit of budget (``illegal_action``: "noop", "penalty" or "raise").
 
     ## Observation Space
-    ``Dict`` of (``observation=`` chooses; all vectors are flat)
+    ``Dict`` of (``observation=`` chooses)
 
     - ``acquired`` int8 and ``energy`` float32, of the lines that an action can be about: (M,) with "shared" (the energy
-      is the mean over slices) and with "sequential" (of the current slice), (Z * M,) with "allocate";
+      is the mean over slices) and with "sequential" (of the current slice), (Z, M) with "allocate";
     - ``budget`` float32 (1,): what is left, divided by M ("shared") or Z * M;
     - ``slices`` float32 (Z * 3,): per slot, whether it holds a slice, the share of its lines that is measured, and
       whether it is the current one;
