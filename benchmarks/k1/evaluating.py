@@ -84,7 +84,11 @@ def _evaluate(protocol: Protocol, fold: int) -> None:
         budgets = range(1, protocol.budget + 1)
         policies.append(find_fixed_sets(ground, order, budgets, options["set_evaluations"]))
     if settings.remeasure != "never" and settings.corruption_flagged:
-        policies.append(RemeasureFirst(best))
+        # Reacting to corruption needs no learning: the best order and the best heuristic may do it too.
+        follower = [
+            policy for policy in baselines if policy.name == "energy_following" and isinstance(policy, Baseline)
+        ]
+        policies += [RemeasureFirst(policy) for policy in (best, *follower)]
     volumes = greedy_volumes(bench.stack, options["greedy_volumes"])
     references = [policy for policy in policies if isinstance(policy, Baseline) and policy.privileged]
     apart = references if len(volumes) < len(set(bench.stack.volumes)) else []
