@@ -179,6 +179,7 @@ def open_bench(
         weights["reconstruction"] = open_reward_model(settings.reconstruction_network).cards["full"].weights
     provenance = {
         "cohort": cohort.name,
+        "measured": cohort.measured,
         "fingerprint": cohort.fingerprint,
         "weights": weights,
         "split": {name: list(getattr(split, name)) for name in ("train", "val", "test")},

@@ -49,7 +49,7 @@ def curves(result: EvaluationResult, net: str, level: str, metric: str, title: s
             (line,) = axes.plot(points, mean, marker=".", label=policy.name)
             line.set(linestyle="--" if policy.privileged else "-", linewidth=2.5 if policy.kind == "policy" else 1.2)
             axes.fill_between(points, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
-        axes.set(xlabel="lines measured after the initial ones (simulated k-space)", ylabel=metric, title=title)
+        axes.set(xlabel=f"lines measured after the initial ones ({result.origin} k-space)", ylabel=metric, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
 

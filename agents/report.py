@@ -22,9 +22,14 @@ tr.subject td { font-weight: 600; }
 img { max-width: 100%; } pre { background: #f7f7f7; padding: 1em; overflow-x: auto; font-size: 12px; }
 """
 
+_ORIGINS = {
+    "simulated": "All k-space in this evaluation is simulated from magnitude images, with a smooth phase, an echo "
+    "shift and noise; no number here was measured on a scanner.",
+    "measured": "All k-space in this evaluation was measured by a scanner, in full and before any line was chosen; its "
+    "coils are compressed to virtual ones and nothing is simulated on top.",
+}
 _PREFACE = (
-    "All k-space in this evaluation is simulated from magnitude images, with a smooth phase, an echo shift and noise; "
-    "no number here was measured on a scanner. Net A is the network that the environment rewards with, net B an "
+    "Net A is the network that the environment rewards with, net B an "
     "independent one with another seed and architecture: a policy that exploits its reward does worse by B. "
     "Intervals are 95 % and "
     "resample patients. Rows in italics are apart: one_step_greedy sees the labels of the slice that it scans (a "
@@ -60,7 +65,7 @@ def report_html(result: EvaluationResult, figures: dict[str, bytes]) -> str:
         f"<p>{patients} patients, {len(result.cases.volumes)} volumes, {len(result.cases)} slices; budgets "
         f"{result.eval_range[0]} to {result.eval_range[1]} lines after the initial "
         f"{result.settings['acquisition']['initial_lines']}; protocol {result.protocol}.</p>",
-        f"<p>{html.escape(_PREFACE)}</p>",
+        f"<p>{html.escape(f'{_ORIGINS[result.origin]} {_PREFACE}')}</p>",
         "<h2>Areas and lines to 95 % of the Dice at full k-space</h2>",
         _summary(result),
         *(_figure(name, content) for name, content in figures.items()),

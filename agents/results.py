@@ -229,6 +229,11 @@ class EvaluationResult:
 
         return sorted(self.policies, key=order)
 
+    @property
+    def origin(self) -> str:
+        """Where k-space is from: "measured" by a scanner, or "simulated"."""
+        return "measured" if self.provenance.get("measured") else "simulated"
+
     def table_rows(self) -> tuple[list[str], list[tuple[PolicyResult, list[str]]]]:
         """Headings and, per ranked policy, cells of the summary table."""
         measures = [(net, level, "dice") for level in LEVELS for net in self.nets]
@@ -261,7 +266,7 @@ class EvaluationResult:
         notes = [
             f"{self.env_id}, {self.settings['role']} patients ({len(set(self.cases.patients))}), budgets "
             f"{self.eval_range[0]}..{self.eval_range[1]}, {self.protocol}; mean [95 % interval over patients]; "
-            "k-space is simulated",
+            f"k-space is {self.origin}",
         ]
         if any(policy.privileged for policy in self.policies):
             notes.append("* sees the labels of the slice it scans: a reference, no competitor and no upper bound")

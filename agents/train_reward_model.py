@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seggym.cohorts.cohort import open_cohort, seggym_home
 from seggym.cohorts.splits import save_split, split_cohort
-from seggym.configs.checking import build, require_complete, require_types
+from seggym.configs.checking import build, plain, require_complete, require_types
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import Acquisition
@@ -40,11 +40,12 @@ def main(config: DictConfig) -> None:
     place = seggym_home() if config.publish else Path("runs")
     name = f"{config.name}-{config.reward_model.architecture}" if reconstructs else config.name
     folder = Path(config.output).expanduser() if config.output else place / "reward_models" / name
+    images = config.reconstruction if isinstance(config.reconstruction, str) else plain(config)["reconstruction"]
     main_recipe = recipe(config, config.reward_model)
     plan = (
-        Plan(main_recipe, None, 0, config.task)
+        Plan(main_recipe, None, 0, config.task, images)
         if reconstructs
-        else Plan(main_recipe, _independent(config), config.folds, config.task)
+        else Plan(main_recipe, _independent(config), config.folds, config.task, images)
     )
     members = list(config.members) if config.members else None
     fit_reward_model(folder, cohort, split, acquisition, plan, resolve_device(config.device), members)
@@ -81,7 +82,7 @@ def _independent(config: DictConfig) -> Recipe | None:
 
 def summary(folder: Path) -> str:
     """Table of Dice on held-out patients, one row per network and acceleration."""
-    rows = [f"reward model {folder} (Dice on test patients, simulated k-space measured centre-out)"]
+    rows = [f"reward model {folder} (Dice on test patients, k-space sampled centre-out)"]
     rows.append(f"{'network':14}{'acceleration':>13}{'per volume':>26}{'per slice':>26}")
     for name, card in open_reward_model(folder).cards.items():
         for acceleration, scores in card.metrics.get("test", {}).items():
