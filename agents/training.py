@@ -180,7 +180,7 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
                 device=settings.device,
                 policy_kwargs=policy_kwargs(settings.algorithm, settings.network),
                 **rollouts,
-                **settings.hyperparameters,
+                **_with_schedule(settings.hyperparameters),
             )
     except (TypeError, ValueError, AssertionError) as error:
         raise SeggymError(
@@ -196,6 +196,17 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
         for copy in heads[1:]:
             copy.load_state_dict(heads[0].state_dict())
     return model
+
+
+def _with_schedule(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters, with ``learning_rate: {start: .., end: ..}`` as the line from one to the other."""
+    rate = hyperparameters.get("learning_rate")
+    if not isinstance(rate, dict):
+        return hyperparameters
+    if set(rate) != {"start", "end"}:
+        raise SeggymError(f"agent.hyperparameters.learning_rate={rate} must be a number, or hold start and end")
+    start, end = float(rate["start"]), float(rate["end"])
+    return {**hyperparameters, "learning_rate": lambda remaining: end + (start - end) * remaining}
 
 
 def _rollouts_on_device(settings: TrainSettings, algorithm: Algorithm) -> bool:

@@ -1,6 +1,7 @@
 """Fitting a reward model: the full network, the cross-fitted ones, and the independent one for scoring."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from seggym.cohorts.splits import Split, make_folds
 from seggym.errors import SeggymError
 from seggym.files import read_json, write_json
 from seggym.kspace.acquisition import Acquisition
-from seggym.reward_models.checkpoints import CARD, INDEX, TASKS, ModelCard, read_card, save_network
+from seggym.kspace.reconstruction.methods import make_reconstruction, parse_reconstruction
+from seggym.reward_models.checkpoints import CARD, INDEX, TASKS, ModelCard, open_reward_model, read_card, save_network
 from seggym.reward_models.evaluation import evaluate_network
 from seggym.reward_models.networks import RECONSTRUCTORS
 from seggym.reward_models.precision import read_record
@@ -27,12 +29,14 @@ class Plan:
     """The networks of a reward model: ``recipe`` for ``full`` and ``folds``, ``independent`` (None: none) for net B.
 
     ``task`` is what all of them are trained for. A reconstruction is not scored with, so it is one network.
+    ``reconstruction``, a method by name or with its options, makes the images that a segmentation learns from.
     """
 
     recipe: Recipe
     independent: Recipe | None
     folds: int = 3
     task: str = "segmentation"
+    reconstruction: str | Mapping[str, Any] = "zero_filled"
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -41,6 +45,10 @@ class Plan:
             for recipe in filter(None, (self.recipe, self.independent)):
                 if recipe.architecture in RECONSTRUCTORS:
                     raise SeggymError(f"architecture {recipe.architecture} only reconstructs: set task=reconstruction")
+        elif self.reconstruction != "zero_filled":
+            raise SeggymError(
+                f"task=reconstruction has no use for reconstruction={self.reconstruction!r}: leave it out"
+            )
         elif self.folds or self.independent is not None:
             raise SeggymError("task=reconstruction trains one network: set folds=0 and independent=null")
 
@@ -94,7 +102,7 @@ def fit_reward_model(
         recipe = plan.independent if name == "independent" and plan.independent else plan.recipe
         # Another seed for every network of every run; a fold shares nothing with the full one but the recipe.
         recipe = replace(recipe, seed=1000 * recipe.seed + names.index(name))
-        fit_member(folder / name, cohort, patients, split, acquisition, recipe, device, plan.task)
+        fit_member(folder / name, cohort, patients, split, acquisition, recipe, device, plan.task, plan.reconstruction)
         first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         if first and plan.task == "segmentation":
             vouch_for_bf16(folder / name, cohort, split, acquisition, device)
@@ -116,33 +124,46 @@ def fit_member(
     recipe: Recipe,
     device: torch.device,
     task: str = "segmentation",
+    reconstruction: str | Mapping[str, Any] = "zero_filled",
 ) -> None:
     """Train one network on ``patients`` with the validation patients of ``split``, unless ``folder`` holds it already.
 
-    Its test patients, if any, are scored for the card.
+    Its test patients, if any, are scored for the card. ``task`` and ``reconstruction`` as in :class:`Plan`.
     """
     if (folder / CARD).exists():
         card = read_card(folder)
-        if sorted(card.patients) != sorted(patients) or card.metrics.get("recipe") != recipe.as_dict():
+        made_with = (card.task, card.metrics.get("reconstruction", "zero_filled"))
+        other = sorted(card.patients) != sorted(patients) or made_with != (task, reconstruction)
+        if other or card.metrics.get("recipe") != recipe.as_dict():
             raise SeggymError(
-                f"{folder} holds a network trained on other patients or with another recipe: remove it, or choose "
-                "another output folder"
+                f"{folder} holds a network trained on other patients or images, for another task or with another "
+                "recipe: remove it, or choose another output folder"
             )
         print(f"{folder} is finished already")
         return
+    if recipe.start is not None:
+        # What a network starts from is part of what it has seen.
+        start = open_reward_model(recipe.start)
+        held_out = sorted(set(cohort.patients) - set(patients))
+        start.require_unseen(recipe.start_member, held_out, cohort.name)
     train, val = (prepared_slices(cohort, chosen, acquisition) for chosen in (patients, split.val))
     segments = task == "segmentation"
-    maker = SegmentationTask if segments else ReconstructionTask
+    images = None
+    if reconstruction != "zero_filled":
+        images = make_reconstruction(*parse_reconstruction(reconstruction), acquisition)
+    maker = functools.partial(SegmentationTask, reconstruction=images) if segments else ReconstructionTask
     network, metrics = train_network(recipe, train, val, acquisition, folder, device, maker)
     if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
         return
     if split.test:
         stack = prepared_slices(cohort, split.test, acquisition)
         metrics["test"] = (
-            evaluate_network(network, stack, acquisition, cohort.class_names, device)
+            evaluate_network(network, stack, acquisition, cohort.class_names, device, reconstruction=images)
             if segments
             else evaluate_reconstruction(network, stack, acquisition, device)
         )
+    if images is not None:
+        metrics["reconstruction"] = reconstruction
     card = ModelCard(
         architecture=recipe.architecture,
         options=metrics["recipe"]["options"],

@@ -23,6 +23,8 @@ from seggym.kspace import measured, simulation, trajectories
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import random_bits, uniform
 from seggym.kspace.masks import random_acquired
+from seggym.kspace.reconstruction.methods import Reconstruction
+from seggym.reward_models.checkpoints import load_network, open_reward_model
 from seggym.reward_models.frozen import normalise
 from seggym.reward_models.metrics import dice_per_class, encode_truth
 from seggym.reward_models.networks import build_network
@@ -40,7 +42,9 @@ class Recipe:
 
     ``iterations`` of ``batch_size`` scans, fewer if ``max_minutes`` or ``patience`` (validations in a row without a
     better score; 0 is never) end it; ``average`` is the decay of the moving average of the weights, which is what is
-    validated and kept; ``precision`` "auto" is bf16 autocast where the processor or GPU computes in it.
+    validated and kept; ``precision`` "auto" is bf16 autocast where the processor or GPU computes in it. ``start`` is a
+    reward model (a folder, or the name of a packaged or published one) whose network ``start_member`` has the weights
+    to begin with; None is random ones.
     """
 
     architecture: str = "unet"
@@ -56,6 +60,8 @@ class Recipe:
     validate_every: int = 150
     patience: int = 6
     max_minutes: float | None = None
+    start: str | None = None
+    start_member: str = "full"
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "validate_every"):
@@ -73,10 +79,21 @@ class Recipe:
 
 
 class Simulator:
-    """Random training batches: slices, phase, noise, masks and augmentation from one generator."""
+    """Random training batches: slices, phase, noise, masks and augmentation from one generator.
 
-    def __init__(self, stack: SliceStack, acquisition: Acquisition, device: torch.device, seed: int) -> None:
+    ``reconstruction`` makes the images of :meth:`batch`; None is zero-filled.
+    """
+
+    def __init__(
+        self,
+        stack: SliceStack,
+        acquisition: Acquisition,
+        device: torch.device,
+        seed: int,
+        reconstruction: Reconstruction | None = None,
+    ) -> None:
         self.stack, self.acquisition, self.device = stack.to(device), acquisition, device
+        self.reconstruction = reconstruction
         self.rng = np.random.default_rng(seed)
 
     def scans(self, size: int, augment: bool) -> tuple[SliceStack, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -90,7 +107,7 @@ class Simulator:
     def batch(self, size: int, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images float32 (B, 1, C, C) and labels int64 (B, 1, C, C)."""
         stack, chosen, keys, acquired = self.scans(size, augment)
-        magnitude = simulate(stack, chosen, keys, acquired, self.acquisition)
+        magnitude = simulate(stack, chosen, keys, acquired, self.acquisition, self.reconstruction)
         if augment:
             # Contrast: a random power of the magnitude, which is all that the normalisation leaves to vary.
             power = torch.from_numpy(np.exp(self.rng.uniform(-0.35, 0.35, size))).float().to(self.device)
@@ -99,10 +116,22 @@ class Simulator:
 
 
 def simulate(
-    stack: SliceStack, indices: torch.Tensor, keys: torch.Tensor, acquired: torch.Tensor, acquisition: Acquisition
+    stack: SliceStack,
+    indices: torch.Tensor,
+    keys: torch.Tensor,
+    acquired: torch.Tensor,
+    acquisition: Acquisition,
+    reconstruction: Reconstruction | None = None,
 ) -> torch.Tensor:
-    """Zero-filled magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``."""
-    magnitude = trajectories.zero_filled(measure(stack, indices, keys, acquisition), acquired, acquisition)
+    """Magnitude (B, C, C) of slices ``indices``, measured with phase and noise of ``keys``.
+
+    What ``reconstruction`` makes of the ``acquired`` views, bool (B, V); None is zero-filled.
+    """
+    samples = measure(stack, indices, keys, acquisition)
+    if reconstruction is None:
+        magnitude = trajectories.zero_filled(samples, acquired, acquisition)
+    else:
+        magnitude = reconstruction(samples.permute(0, 2, 3, 1), acquired, acquisition)
     return simulation.upright(magnitude, simulation.rows_encoded(keys, acquisition))
 
 
@@ -194,17 +223,26 @@ class TaskMaker(Protocol):
 
 
 class SegmentationTask:
-    """Labels from normalised zero-filled images: Dice and cross-entropy; validated by hard Dice."""
+    """Labels from normalised images: Dice and cross-entropy; validated by hard Dice.
+
+    ``reconstruction`` makes the images; None is zero-filled.
+    """
 
     score = "dice"
 
     def __init__(
-        self, train: SliceStack, val: SliceStack, acquisition: Acquisition, device: torch.device, seed: int
+        self,
+        train: SliceStack,
+        val: SliceStack,
+        acquisition: Acquisition,
+        device: torch.device,
+        seed: int,
+        reconstruction: Reconstruction | None = None,
     ) -> None:
         self.num_outputs = train.num_classes
-        self._simulator = Simulator(train, acquisition, device, seed)
+        self._simulator = Simulator(train, acquisition, device, seed, reconstruction)
         self._loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True)
-        self._validation = fixed_scans(val, acquisition, device)
+        self._validation = fixed_scans(val, acquisition, device, reconstruction)
 
     @property
     def rng(self) -> np.random.Generator:
@@ -269,6 +307,8 @@ class _Trainer:
         torch.manual_seed(recipe.seed)
         self.task = task(train, val, acquisition, device, recipe.seed * 1000 + self.rank)
         self.network = build_network(recipe.architecture, self.task.num_outputs, **recipe.options).to(device)
+        if recipe.start is not None:
+            self._take_weights(recipe.start, recipe.start_member)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's annotations
         fastest = native_precision(device) if recipe.precision == "auto" else recipe.precision
         self.autocast = resolve_precision(fastest, device) == "bf16"
@@ -284,6 +324,17 @@ class _Trainer:
         )
         self.iteration, self.stale, self.seconds, self.best = 0, 0, 0.0, -1.0
         self.best_weights: dict[str, torch.Tensor] = {}
+
+    def _take_weights(self, start: str, member: str) -> None:
+        folder = open_reward_model(start).path(member)
+        try:
+            self.network.load_state_dict(load_network(folder)[0].state_dict())
+        except RuntimeError:
+            raise SeggymError(
+                f"training.start={start}: the network in {folder} has another architecture, other options or another "
+                f"number of classes than {self.recipe.architecture} with {self.recipe.options} and "
+                f"{self.task.num_outputs} outputs; choose one that fits, or null"
+            ) from None
 
     def run(self) -> None:
         writer = SummaryWriter(str(self.folder / "tensorboard")) if self.rank == 0 else None
@@ -410,14 +461,18 @@ class _Trainer:
         }
 
 
-def fixed_scans(stack: SliceStack, acquisition: Acquisition, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def fixed_scans(
+    stack: SliceStack, acquisition: Acquisition, device: torch.device, reconstruction: Reconstruction | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Every slice scanned once with a fixed random mask: normalised images (n, 1, C, C), labels uint8 (n, C, C)."""
     stack = stack.to(device)
     acquired = torch.from_numpy(random_acquired(acquisition, len(stack), np.random.default_rng(0))).to(device)
     keys = random_bits(torch.zeros(1, dtype=torch.int64, device=device), 0, len(stack))[0]
     indices = torch.arange(len(stack), device=device)
-    images = torch.cat([simulate(stack, part, keys[part], acquired[part], acquisition) for part in indices.split(32)])
-    return normalise(images), stack.labels
+    images = [
+        simulate(stack, part, keys[part], acquired[part], acquisition, reconstruction) for part in indices.split(32)
+    ]
+    return normalise(torch.cat(images)), stack.labels
 
 
 @torch.inference_mode()
