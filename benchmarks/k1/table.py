@@ -28,13 +28,13 @@ def write_table(protocol: Protocol, docs: Path | None = None) -> str:
     notes = [read_json(fold_folder(protocol, fold) / "notes.json") for fold in range(len(protocol.folds))]
     spread = seed_spread(curves)
     text = markdown(protocol, table, facts, notes, spread)
+    picture = figure(table)
     content = {"protocol": protocol.content, "provenance": facts, "notes": notes, "seeds": spread, **table.to_json()}
     write_json(protocol.out / "k1.json", content)
     write_atomic(protocol.out / "k1.csv", to_csv(table).encode())
-    write_atomic(protocol.out / "k1.png", figure(table))
-    write_atomic(protocol.out / "k1.md", text.encode())
-    if docs is not None:
-        write_atomic(docs, text.encode())
+    for page in (protocol.out / "k1.md", *([] if docs is None else [docs])):
+        write_atomic(page.with_suffix(".png"), picture)
+        write_atomic(page, f"{text}\n![Dice against lines]({page.stem}.png)\n".encode())
     return text
 
 
