@@ -1,4 +1,4 @@
-"""Scores for lines, seen from where the echo is: for scans whose echo may be anywhere and whose lines may be corrupted."""
+"""Scores for lines, seen from where the echo is: for scans that shift it and corrupt lines."""
 
 import math
 
@@ -82,10 +82,14 @@ class EchoExtractor(BaseFeaturesExtractor):
 
 
 def echo_position(acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    """Centre of the measured amplitudes in lines, float32 (N,), from the observations ``acquired`` and ``energy`` (N, M).
+    """Centre of the measured amplitudes in lines, float32 (N,), from observations ``acquired`` and ``energy`` (N, M).
 
     ``energy`` is on a log scale relative to the strongest line; the amplitude is the root of what it stands for.
     """
-    amplitude = 10 ** (_DECADES / 2 * (energy - 1)) * acquired.float()
-    line = torch.arange(acquired.shape[1], dtype=energy.dtype, device=energy.device)
+    return amplitude_centre(10 ** (_DECADES / 2 * (energy - 1)) * acquired.float())
+
+
+def amplitude_centre(amplitude: torch.Tensor) -> torch.Tensor:
+    """Centre of the lines' amplitudes (N, M), zero where none is measured, in lines: float (N,)."""
+    line = torch.arange(amplitude.shape[1], dtype=amplitude.dtype, device=amplitude.device)
     return (amplitude * line).sum(1) / amplitude.sum(1).clamp_min(1e-12)

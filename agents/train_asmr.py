@@ -31,7 +31,9 @@ def main(config: DictConfig) -> None:
 
     run_dir = Path(values["run_dir"])
     agent = {
-        key: values["agent"][key] for key in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size")
+        key: values["agent"][key]
+        for key in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size", "warm_start")
+        if key in values["agent"]
     }
     own = {key: values[key] for key in TrainSettings.__dataclass_fields__ if key in values}
     settings = build(TrainSettings, {"env_id": values["env"]["id"], "env_kwargs": env_kwargs(values), **agent, **own})

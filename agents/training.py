@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import configure
 
 from seggym.agents import resuming
 from seggym.agents.algorithms import Algorithm
+from seggym.agents.algorithms.gains import WarmStart, climb_gains
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import best_legal, num_passed_scores, policy_heads
 from seggym.agents.blind import BlindEngine
@@ -33,6 +34,7 @@ from seggym.agents.priors import low_frequency_prior, start_head
 from seggym.agents.snapshots import save_snapshot
 from seggym.agents.validation import validate, validation_episodes
 from seggym.agents.vec_env import BatchedVecEnv
+from seggym.configs.checking import build
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import load_cohort
@@ -55,7 +57,8 @@ class TrainSettings:
     ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
     ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
     PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates
-    with the observations of other patients (:mod:`seggym.agents.blind`).
+    with the observations of other patients (:mod:`seggym.agents.blind`). ``warm_start`` holds fields of
+    :class:`seggym.agents.algorithms.gains.WarmStart`, which comes before the first step; None is none.
     """
 
     run_dir: str
@@ -79,6 +82,7 @@ class TrainSettings:
     rollouts_on_device: bool | None = None
     progress_bar: bool = False
     blind: bool = False
+    warm_start: dict[str, Any] | None = None
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to be resumed."""
@@ -121,6 +125,10 @@ def train(settings: TrainSettings) -> Path:
             for name, callback in parts.items():
                 callback.load_state_dict(state["callbacks"][name])
         file.begin(model.num_timesteps)
+        if settings.warm_start is not None and state is None:
+            warm_start = build(WarmStart, settings.warm_start, "agent.warm_start.")
+            qualities = climb_gains(model, engine, warm_start, settings.seed)
+            print(f"warm start: final training quality {qualities[0]:.4f} in the first round, {qualities[-1]:.4f} last")
         try:
             _learn(model, settings, list(parts.values()))
         except TrainingStopped:
