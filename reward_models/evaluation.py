@@ -10,6 +10,7 @@ from torch import nn
 from seggym.kspace import view_orders
 from seggym.kspace.acquisition import Acquisition, SliceStack
 from seggym.kspace.keyed_random import key_of
+from seggym.kspace.reconstruction.methods import Reconstruction
 from seggym.reward_models.frozen import FrozenNetwork
 from seggym.reward_models.metrics import (
     dice_per_class,
@@ -31,8 +32,11 @@ def evaluate_network(
     class_names: Sequence[str],
     device: torch.device,
     accelerations: Sequence[int] = ACCELERATIONS,
+    reconstruction: Reconstruction | None = None,
 ) -> dict[str, Any]:
     """Dice, HD95 and ASSD of every slice and volume of ``stack``, measured in plain order at each acceleration.
+
+    ``reconstruction`` makes the images; None is zero-filled.
 
     Returns, per acceleration ("1" is fully sampled), ``slice`` and ``volume``: ``dice`` (mean over classes, then
     cases: [mean, low, high], 95 % over patients), ``dice_per_class``, ``hd95`` and ``assd`` (mm, mean over classes and
@@ -41,12 +45,20 @@ def evaluate_network(
     frozen = FrozenNetwork(network, device)
     labels = stack.labels
     return {
-        str(acceleration): _scores(_segment(frozen, stack, acquisition, acceleration), labels, stack, class_names)
+        str(acceleration): _scores(
+            _segment(frozen, stack, acquisition, acceleration, reconstruction), labels, stack, class_names
+        )
         for acceleration in accelerations
     }
 
 
-def _segment(frozen: FrozenNetwork, stack: SliceStack, acquisition: Acquisition, acceleration: int) -> torch.Tensor:
+def _segment(
+    frozen: FrozenNetwork,
+    stack: SliceStack,
+    acquisition: Acquisition,
+    acceleration: int,
+    reconstruction: Reconstruction | None,
+) -> torch.Tensor:
     views = acquisition.num_views
     acquired = np.zeros((1, views), bool)
     acquired[0, view_orders.plain_order(acquisition)[: round(views / acceleration)]] = True
@@ -55,7 +67,7 @@ def _segment(frozen: FrozenNetwork, stack: SliceStack, acquisition: Acquisition,
     predicted = []
     for part in torch.arange(len(stack), device=frozen.device).split(32):
         keys = torch.tensor([key_of(f"eval:{stack.names[i]}:0") for i in part.tolist()], device=frozen.device)
-        magnitude = simulate(stack, part, keys, mask.expand(len(part), -1), acquisition)
+        magnitude = simulate(stack, part, keys, mask.expand(len(part), -1), acquisition, reconstruction)
         predicted.append(most_probable(frozen(magnitude).probabilities).cpu())
     return torch.cat(predicted)
 

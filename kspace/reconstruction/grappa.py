@@ -1,5 +1,7 @@
 """Parallel imaging without sensitivities: GRAPPA (Griswold et al., MRM 2002), for any set of measured lines."""
 
+import functools
+
 import torch
 
 from seggym.kspace.acquisition import Acquisition
@@ -32,8 +34,8 @@ def grappa(
     """
     if len(hybrid) > _AT_A_TIME:
         parts = zip(hybrid.split(_AT_A_TIME), acquired.split(_AT_A_TIME), strict=True)
-        options = {"neighbours": neighbours, "readout": readout, "regularisation": regularisation}
-        return torch.cat([grappa(*part, acquisition, **options) for part in parts])
+        few = functools.partial(grappa, neighbours=neighbours, readout=readout, regularisation=regularisation)
+        return torch.cat([few(*part, acquisition) for part in parts])
     lines = torch.where(acquired[:, None, None, :], hybrid, 0)
     # In double precision, as normal equations square the condition number.
     samples = fftc(lines, (-2,)).to(torch.complex128).permute(0, 3, 2, 1)
