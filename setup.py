@@ -15,12 +15,14 @@ FLOORS = [
     "reward_models",
 ]
 
+PHANTOM_MODELS = ["phantom", "phantom_hard", "phantom_radial", "phantom_points"]
+
 setup(
     packages=["seggym", *(f"seggym.{floor}" for floor in FLOORS)],
     package_dir={"seggym": "seggym", **{f"seggym.{floor}": floor.replace(".", "/") for floor in FLOORS}},
     package_data={
         "seggym": ["py.typed"],
         "seggym.configs": ["*.yaml", "*/*.yaml"],
-        "seggym.reward_models": ["phantom/*/*", "phantom/*", "phantom_hard/*/*", "phantom_hard/*"],
+        "seggym.reward_models": [f"{name}/{depth}" for name in PHANTOM_MODELS for depth in ("*", "*/*")],
     },
 )

@@ -44,6 +44,30 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _KSPACE_VECTOR,
         {"cohort": "phantom", "reward_model": "phantom-hard", **_HARD},
     ),
+    "KSpaceSeg-ACDC-Radial-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {"cohort": "acdc", "reward_model": "acdc-radial", "acquisition": {"trajectory": "radial"}},
+    ),
+    "KSpaceSeg-Phantom-Radial-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {
+            "cohort": "phantom",
+            "reward_model": "phantom-radial",
+            "acquisition": {**_PHANTOM_SCAN, "trajectory": "radial"},
+        },
+    ),
+    # 256 squares of 8 x 8 points: single ones would be 16,384 actions that each bring next to nothing.
+    "KSpaceSeg-Phantom-Points-v0": (
+        _KSPACE,
+        _KSPACE_VECTOR,
+        {
+            "cohort": "phantom",
+            "reward_model": "phantom-points",
+            "acquisition": {**_PHANTOM_SCAN, "trajectory": "points", "block": 8},
+        },
+    ),
     "KSpaceSeg-Folder-v0": (_KSPACE, _KSPACE_VECTOR, {"cohort": "folder", "reward_model": "folder"}),
     "KSpaceRecon-ACDC-v0": (
         _KSPACE,

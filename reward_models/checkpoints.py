@@ -23,7 +23,10 @@ INDEX = "index.json"
 TASKS = ("segmentation", "reconstruction")
 # Measured on 30 ACDC patients: five networks of 8 to 18 minutes each, one thread, for the message that asks for one.
 TRAINING_MINUTES = 60
-PACKAGED = {name: Path(__file__).parent / name.replace("-", "_") for name in ("phantom", "phantom-hard")}
+PACKAGED = {
+    name: Path(__file__).parent / name.replace("-", "_")
+    for name in ("phantom", "phantom-hard", "phantom-radial", "phantom-points")
+}
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,15 @@ from torch import nn
 from seggym.agents.algorithms import ALGORITHMS, Algorithm
 from seggym.agents.echo_extractor import EchoExtractor
 from seggym.agents.extractors import DictExtractor, LineExtractor
+from seggym.agents.view_extractors import PointExtractor, SpokeExtractor
 from seggym.errors import SeggymError
 
 EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     "dict": DictExtractor,
     "lines": LineExtractor,
     "echo": EchoExtractor,
+    "spokes": SpokeExtractor,
+    "points": PointExtractor,
 }
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _KEYS = {"extractor", "extractor_kwargs", "net_arch", "activation"}

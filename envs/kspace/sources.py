@@ -28,6 +28,12 @@ def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
     networks, routing = load_networks(settings, cohort, stack, device)
     if settings.reconstruction_network is not None and settings.role != "train":
         open_reward_model(settings.reconstruction_network).require_unseen("full", stack.patients, cohort.name)
+    _, options = parse_reconstruction(settings.reconstruction)
+    if options.get("sensitivities") == "known" and stack.hybrid is not None:
+        raise SeggymError(
+            f"reconstruction={settings.reconstruction!r} knows simulated coils only, the k-space of {stack.names[0]} was "
+            "measured: set sensitivities to estimated"
+        )
     return KSpaceEngine(
         stack,
         settings,
@@ -69,6 +75,7 @@ def load_networks(
     assert settings.reward_model is not None
     model = open_reward_model(settings.reward_model)
     warn_of_foreign_cohort(model, cohort)
+    warn_of_foreign_trajectory(model, settings)
     members = [model.network_for(patient, cohort.name) for patient in stack.patients]
     names = sorted(set(members))
     for name in names:
@@ -88,6 +95,18 @@ def warn_of_foreign_cohort(model: RewardModel, cohort: Cohort) -> None:
             f"the reward model in {model.folder} was trained on cohort {model.cohort} and scores cohort {cohort.name} "
             "here, so its Dice says little; train one on these data with "
             f"`bash train_reward_model.sh cohort={cohort.name}`",
+            stacklevel=2,
+        )
+
+
+def warn_of_foreign_trajectory(model: RewardModel, settings: KSpaceSettings) -> None:
+    """Warn where ``model`` was trained on another trajectory: aliasing looks different, and so it sees little."""
+    trained = model.acquisition.get("trajectory", "lines")
+    if model.acquisition and trained != settings.scan.trajectory:
+        warnings.warn(
+            f"the reward model in {model.folder} was trained on scans of trajectory={trained}, this environment "
+            f"measures {settings.scan.trajectory}, whose artefacts it never saw: its Dice is lower than it need be; "
+            "train one with `bash train_reward_model.sh cohort.acquisition.trajectory=...`",
             stacklevel=2,
         )
 

@@ -130,6 +130,7 @@ def test_the_defaults_of_v0(kwargs_of, name):
     env = gymnasium.make(name, **kwargs)
     hard = "Hard" in name
     lines, crop = (128, 96) if "Phantom" in name or hard else (160, 128)
+    lines = {"Radial": 64, "Points": 256}.get(name.split("-")[2], lines)
     space = env.observation_space
     assert set(space.spaces) == {"image", "acquired", "budget"} | ({"energy", "corrupted", "axis"} if hard else set())
     assert (space["image"].shape, space["image"].dtype) == ((1, crop, crop), np.uint8)
@@ -137,7 +138,8 @@ def test_the_defaults_of_v0(kwargs_of, name):
     assert (space["budget"].shape, space["budget"].dtype) == ((1,), np.float32)
     assert env.action_space.n == lines
     observation, info = env.reset(seed=0)
-    assert observation["acquired"].sum() == 3
+    # Of points those four blocks that hold a sample of the central 3 x 3.
+    assert observation["acquired"].sum() == (4 if "Points" in name else 3)
     settings = env.unwrapped.engine.settings
     assert (settings.objective, settings.reward, settings.illegal_action) == ("final", "dense", "noop")
     assert (settings.seg_metric, settings.role) == ("soft_dice", "train")
