@@ -89,6 +89,7 @@ def plan_cases(
 def segmentation_scores(predicted: torch.Tensor, cases: Cases, surface_points: Sequence[int]) -> Scores:
     """Scores of the label maps ``predicted`` uint8 (points, n, C, C), keys without the net.
 
+    ``area`` is what is predicted of each class, in pixels, which volumes and ejection fractions follow from.
     Dice is NaN where the truth lacks the class. Surface distances, the slow part, are computed at ``surface_points``
     only and NaN at the others, as is ``failed`` (1 where exactly one of truth and prediction has the class).
     """
@@ -99,11 +100,13 @@ def segmentation_scores(predicted: torch.Tensor, cases: Cases, surface_points: S
     def table(number: int) -> np.ndarray:
         return np.full((points, number, classes - 1), np.nan, np.float32)
 
-    scores = {f"slice/{name}": table(len(cases)) for name in ("dice", "absent_area", "hd95", "failed")}
+    scores = {f"slice/{name}": table(len(cases)) for name in ("dice", "area", "absent_area", "hd95", "failed")}
     scores |= {f"volume/{name}": table(len(rows)) for name in ("dice", "hd95", "assd", "failed")}
     for point in range(points):
         maps = predicted[point]
-        dice, absent_area = metrics.hard_scores(maps, truth)
+        overlap = metrics.hard_overlap(maps, truth)
+        dice, absent_area = metrics.overlap_scores(overlap)
+        scores["slice/area"][point] = overlap.predicted.numpy()
         scores["slice/dice"][point], scores["slice/absent_area"][point] = dice.numpy(), absent_area.numpy()
         for number, members in enumerate(rows):
             per_class = metrics.volume_dice(maps[members], cases.labels[members], classes)

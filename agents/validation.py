@@ -51,7 +51,7 @@ def validate(engine: KSpaceEngine, episodes: Episodes, choose: Choice) -> dict[s
             area += engine.quality.double() * (step < budget)
         areas.append((area / budget)[:used].cpu())
         finals.append(engine.quality[:used].double().cpu())
-        lines.append(engine.acquired.sum(1)[:used].double().cpu())
+        lines.append(engine.lines[:used].double().cpu())
         if engine.segmentation is not None:
             dices.append(engine.dice()[0][:used].double().cpu())
     result = {

@@ -143,6 +143,11 @@ class KSpaceEngine:
         return self.scanner.acquired
 
     @property
+    def lines(self) -> Tensor:
+        """How many lines are measured, int64 (N,)."""
+        return self.scanner.acquired.sum(1)
+
+    @property
     def flagged(self) -> Tensor:
         """Measured lines that are known to be corrupted, bool (N, M); none where corruption is hidden."""
         if self.settings.corruption_flagged:

@@ -181,7 +181,7 @@ class KSpaceVectorEnv(VectorEnv):
             "sample": engine.samples.clone(),
             "key": engine.keys.clone(),
             "budget": engine.budgets.clone(),
-            "lines": engine.acquired.sum(1),
+            "lines": engine.lines,
             "measurements": engine.steps.clone(),
             "time": engine.duration(engine.steps, engine.decisions),
             "quality": engine.quality.clone(),

@@ -263,9 +263,14 @@ class VolumeEngine:
 
     @property
     def acquired(self) -> torch.Tensor:
-        """Lines measured, bool: (N, M) of every slice alike with "shared", else (N, Z * M)."""
-        acquired = self._by_volume(self.slices.acquired) & self.real[:, :, None]
-        return acquired[:, 0] if self.settings.slices == "shared" else acquired.flatten(1)
+        """Lines measured, of those that an action can be about, bool: (N, M), or (N, Z * M) with "allocate"."""
+        return self._chosen(self._by_volume(self.slices.acquired)).flatten(1)
+
+    @property
+    def lines(self) -> torch.Tensor:
+        """Lines measured in the unit of the budget, the initial ones included, int64 (N,)."""
+        measured = self.lines_per_slice()
+        return measured[:, 0] if self.is_shared else measured.sum(1)
 
     def _by_volume(self, values: torch.Tensor) -> torch.Tensor:
         """(N * Z, ...) as (N, Z, ...)."""
