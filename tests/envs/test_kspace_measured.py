@@ -1,5 +1,6 @@
 """Environments on raw k-space: what was measured, nothing else, and never a line that was not."""
 
+import csv
 import dataclasses
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from seggym.agents.evaluation import evaluate
+from seggym.agents.training import TrainSettings, train
 from seggym.cohorts import cmrxrecon, raw_kspace
-from seggym.cohorts.cohort import open_cohort
+from seggym.cohorts.cohort import Volume, open_cohort
 from seggym.cohorts.splits import split_cohort
 from seggym.envs.kspace.environment import KSpaceVectorEnv
 from seggym.envs.kspace.sampler import combination_weights
 from seggym.errors import SeggymError
 from seggym.filming import film
+from seggym.kspace import measured
 from seggym.kspace.acquisition import Acquisition, prepare
 from seggym.reward_models import training
 from seggym.reward_models.fitting import Plan, fit_reward_model
@@ -156,9 +159,9 @@ def test_unmeasured_lines_do_not_show(raw_root):
     volumes = [volume for volume in cohort.volumes() if volume.patient == "patient001"]
     scan = Acquisition(**{**SMALL, "coils": 3})
     env = make(raw_root, 1, observation=OBSERVED, acquisition={**SMALL, "coils": 3})
-    measured = [24, 23, 25, 20, 31, 9]  # of the matrix, whose first line is number 64 of the file
+    chosen = [24, 23, 25, 20, 31, 9]  # of the matrix, whose first line is number 64 of the file
     rng = np.random.default_rng(0)
-    hidden = np.setdiff1d(np.arange(176), np.array(measured) + 64)
+    hidden = np.setdiff1d(np.arange(176), np.array(chosen) + 64)
     seen = []
     for replace in (False, True):
         changed = []
@@ -172,7 +175,7 @@ def test_unmeasured_lines_do_not_show(raw_root):
         again = KSpaceVectorEnv(1, engine=engine)
         options = {"episodes": [{"sample": 1, "budget": 9, "key": 5}]}
         steps = [again.reset(options=options)[0]]
-        steps += [again.step(np.array([line]))[0] for line in measured[3:]]
+        steps += [again.step(np.array([line]))[0] for line in chosen[3:]]
         seen.append(steps)
     for one, two in zip(*seen, strict=True):
         for name in OBSERVED:
@@ -272,3 +275,55 @@ def test_a_reward_model_of_measured_scans(cine_root, tmp_path, monkeypatch):
     assert ended
     assert total == pytest.approx(info["quality"] - quality, abs=1e-6)
     assert info["dice"].shape == (3,)
+
+
+def test_augmentation_moves_labels_with_the_image():
+    """A labelled shape in the k-space of three coils: the label still covers it after every move."""
+    label = np.zeros((1, 60, 60), np.uint8)
+    label[0, 24:40, 20:38] = 1
+    phases = np.exp(1j * np.linspace(0, 2, 3))[:, None, None]
+    kspace = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(label * phases, axes=(1, 2))), axes=(1, 2))[None]
+    raw = Volume("p", "f", label.astype(np.float32), label, (8.0, 1.0, 1.0), kspace=kspace.astype(np.complex64))
+    scan = Acquisition(matrix=60, crop=56, coils=3)
+    stack = prepare([raw], scan, 2)
+    moved = training._moved(stack, torch.zeros(12, dtype=torch.int64), scan, np.random.default_rng(0))
+    image = measured.full_image(torch.view_as_complex(moved.hybrid))[:, 2:58, 2:58]
+    drawn = moved.labels == 1
+    assert 0.3 < (drawn[:, None] & drawn[None]).sum((2, 3)).div(drawn.sum()).mul(12).median() < 0.95  # they do move
+    level = 0.5 * stack.images.max()
+    covered = (image > level) & drawn
+    union = (image > level) | drawn
+    assert (covered.sum((1, 2)) / union.sum((1, 2))).min() > 0.8
+
+
+@pytest.fixture
+def short_run(raw_root, tmp_path):
+    return TrainSettings(
+        run_dir=str(tmp_path / "run"),
+        env_id="KSpaceRecon-Raw-v0",
+        env_kwargs={
+            "data_root": str(raw_root),
+            "acquisition": {"matrix": 32, "crop": 24, "coils": 2, "snr": None},
+            "objective": "area",
+            "budget": [4, 8],
+            "observation": ["energy", "acquired", "budget"],
+        },
+        algorithm="maskable_ppo",
+        hyperparameters={"n_steps": 32, "batch_size": 256, "n_epochs": 8, "gamma": 1.0, "learning_rate": 2e-3},
+        network={"extractor": "dict", "extractor_kwargs": {}, "net_arch": [64], "activation": "tanh"},
+        prior_strength=0.0,
+        total_steps=2048,
+        num_envs=16,
+        eval_every=1024,
+        eval_episodes=8,
+        log_every=2048,
+        device="cpu",
+    )
+
+
+def test_ppo_learns_on_measured_lines(short_run):
+    """From a policy without prior, that is uniform at first, to one that knows where the energy is."""
+    train(short_run)
+    with open(Path(short_run.run_dir) / "metrics.csv") as file:
+        quality = [float(row["mean_quality"]) for row in csv.DictReader(file) if row["phase"] == "validation"]
+    assert max(quality[1:]) > quality[0] + 0.03
