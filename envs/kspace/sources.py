@@ -31,8 +31,8 @@ def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
     _, options = parse_reconstruction(settings.reconstruction)
     if options.get("sensitivities") == "known" and stack.hybrid is not None:
         raise SeggymError(
-            f"reconstruction={settings.reconstruction!r} knows simulated coils only, the k-space of {stack.names[0]} was "
-            "measured: set sensitivities to estimated"
+            f"reconstruction={settings.reconstruction!r} knows simulated coils only, the k-space of {stack.names[0]} "
+            "was measured: set sensitivities to estimated"
         )
     return KSpaceEngine(
         stack,

@@ -30,10 +30,10 @@ def measured(count, acquisition=SCAN, seed=0):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_equals_single_calls(method):
-    hybrid, acquired = measured(6)
+    hybrid, acquired = measured(9)
     together = METHODS[method](hybrid, acquired, SCAN)
-    assert (together.shape, together.dtype) == ((6, 16, 16), torch.float64)
-    for index in range(6):
+    assert (together.shape, together.dtype) == ((9, 16, 16), torch.float64)
+    for index in range(9):
         one = slice(index, index + 1)
         torch.testing.assert_close(METHODS[method](hybrid[one], acquired[one], SCAN), together[one], rtol=1e-9, atol=0)
 

@@ -10,16 +10,17 @@ from seggym.cohorts.cohort import open_cohort
 from seggym.cohorts.splits import split_cohort
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition
+from seggym.kspace.reconstruction.methods import make_reconstruction
 from seggym.kspace.simulation import zero_filled
 from seggym.kspace.transforms import fftc
-from seggym.reward_models.checkpoints import open_reward_model
-from seggym.reward_models.fitting import Plan, fit_reward_model
-from seggym.reward_models.frozen import FrozenNetwork, load_frozen, reconstruct_with
+from seggym.reward_models.checkpoints import open_reward_model, read_card
+from seggym.reward_models.fitting import Plan, fit_member, fit_reward_model
+from seggym.reward_models.frozen import FrozenNetwork, load_frozen, normalise, reconstruct_with
 from seggym.reward_models.image_quality import encode_reference, ssim
 from seggym.reward_models.networks import build_network
 from seggym.reward_models.reconstruction_training import ReconstructionTask
 from seggym.reward_models.slices import prepared_slices
-from seggym.reward_models.training import Recipe, train_network
+from seggym.reward_models.training import Recipe, Simulator, measure, train_network
 
 SCAN = Acquisition(matrix=48, crop=32, coils=2)
 OPTIONS = {"cascades": 2, "width": 6, "layers": 3}
@@ -164,12 +165,36 @@ def test_a_fitted_one_is_a_folder_that_environments_take(cohort, tmp_path):
         model.require_unseen("full", split.train, cohort.name)
 
 
+def test_a_segmentation_may_learn_from_reconstructed_images(cohort, tmp_path):
+    """Its batches are what the method makes of the same scans, and the card says so."""
+    split = split_cohort(cohort)
+    train = prepared_slices(cohort, split.train, SCAN)
+    reconstruction = make_reconstruction("pocs", {"iterations": 3}, SCAN)
+    plain, chosen = (Simulator(train, SCAN, CPU, 5, method) for method in (None, reconstruction))
+    stack, indices, keys, acquired = Simulator(train, SCAN, CPU, 5).scans(4, augment=False)
+    images, labels = chosen.batch(4, augment=False)
+    hybrid = measure(stack, indices, keys, SCAN).permute(0, 2, 3, 1)
+    expected = normalise(reconstruction(hybrid, acquired, SCAN))
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    others, same = plain.batch(4, augment=False)
+    assert torch.equal(labels, same)
+    assert not torch.allclose(images, others, atol=0.01)
+    recipe = replace(UNET, iterations=2, validate_every=2)
+    chosen_method = {"method": "pocs", "iterations": 3}
+    patients = list(split.train)
+    fit_member(tmp_path, cohort, patients, split, SCAN, recipe, CPU, reconstruction=chosen_method)
+    assert read_card(tmp_path).metrics["reconstruction"] == chosen_method
+    with pytest.raises(SeggymError, match="holds a network trained on other"):
+        fit_member(tmp_path, cohort, patients, split, SCAN, recipe, CPU)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Plan(UNROLLED, None, 0), "set task=reconstruction"),
         (lambda: Plan(UNROLLED, None, 3, "reconstruction"), "folds=0"),
         (lambda: Plan(UNROLLED, None, 0, "denoising"), "unknown"),
+        (lambda: Plan(UNROLLED, None, 0, "reconstruction", "pocs"), "no use for"),
         (lambda: build_network("unrolled", 2), "only reconstructs"),
         (lambda: build_network("unrolled", 1, cascades=0), "at least 1"),
     ],
