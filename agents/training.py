@@ -199,6 +199,11 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
     passed = num_passed_scores(model.policy)
     if settings.prior_strength or passed:
         engine = env.batch.engine  # type: ignore[attr-defined]
+        if settings.prior_strength and engine.acquisition.trajectory != "lines":
+            raise SeggymError(
+                f"agent.prior_strength={settings.prior_strength} prefers phase-encode lines near DC, the trajectory is "
+                f"{engine.acquisition.trajectory!r}: set it to 0, as agent=spoke_ppo and agent=point_ppo do"
+            )
         prior = low_frequency_prior(engine.num_lines, settings.prior_strength, engine.num_actions)
         start_head(heads[0], prior, passed)
         for copy in heads[1:]:

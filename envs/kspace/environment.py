@@ -268,6 +268,10 @@ class KSpaceEnv(gymnasium.Env):
     were measured, without any noise or phase on top: coils are compressed to ``acquisition.coils`` virtual ones, lines
     that were never measured are never legal, and SSIM compares with the root sum of squares of all lines.
 
+    Lines are one trajectory: ``acquisition={"trajectory": "radial"}`` measures spokes (the ``-Radial`` ids), "points"
+    2-D points of k-space (``-Points``). "Line" and M then mean such a view and their number V, except in the image
+    (docs/trajectories.md).
+
     ## Action Space
     ``Discrete(M)``: the absolute index of a line of the acquisition matrix, DC at ``M // 2``; ``Discrete(M + 1)`` with
     ``stop_action``, whose last action ends the scan. A line that is measured already, or is no candidate, is illegal:
@@ -282,7 +286,8 @@ class KSpaceEnv(gymnasium.Env):
     on a log scale; ``corrupted`` int8 (M,), measured lines known to be out of phase; ``axis`` int8 (1,), 1 where phase
     is encoded along rows; ``probability_grid`` float32 (K * 8 * 8,), mean class probabilities over a coarse grid;
     ``probabilities`` uint8 (K, C, C); ``features`` float32 (F,), of the scoring network's bottleneck (cross-fitted
-    networks have different ones: for a policy take ``probability_grid``); ``kspace`` float32 (2 J, M, M), J coils;
+    networks have different ones: for a policy take ``probability_grid``); ``kspace`` float32 (2 J, M, M), J coils
+    (of spokes (2 J, M, V));
     ``image_float`` float32 (1, C, C); ``action_mask`` int8 (A,). Everything is a function of measured samples only.
 
     ## Rewards

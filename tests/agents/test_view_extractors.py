@@ -1,6 +1,7 @@
 """Networks that all spokes or all points share: what they see, what they say untrained, and how they refuse."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from gymnasium import spaces
 
 from seggym.agents.algorithms.networks import EXTRACTORS
 from seggym.agents.priors import start_head
+from seggym.agents.training import TrainSettings, make_model
 from seggym.agents.view_extractors import PointExtractor, SpokeExtractor
 from seggym.errors import SeggymError
 from seggym.kspace import view_orders
@@ -126,3 +128,25 @@ def test_what_is_missing_is_named():
         SpokeExtractor(spaces.Dict({"acquired": spaces.MultiBinary(8)}))
     with pytest.raises(SeggymError, match="a square of points, found 20"):
         PointExtractor(space_of(20))
+
+
+def test_a_prior_for_lines_is_refused_elsewhere():
+    settings = TrainSettings(
+        run_dir="unused",
+        env_id="KSpaceRecon-Phantom-v0",
+        env_kwargs={
+            "cohort_options": {"patients": 4, "test_patients": 1},
+            "acquisition": {"matrix": 32, "crop": 32, "trajectory": "radial", "spokes": 12},
+            "budget": 3,
+            "observation": ["acquired", "energy", "budget"],
+            "device": "cpu",
+        },
+        algorithm="maskable_ppo",
+        hyperparameters={"n_steps": 8, "batch_size": 8},
+        network={"extractor": "spokes", "extractor_kwargs": {}, "net_arch": [], "activation": "tanh"},
+        num_envs=2,
+        prior_strength=48.0,
+    )
+    with pytest.raises(SeggymError, match="agent=spoke_ppo"):
+        make_model(settings)
+    assert make_model(replace(settings, prior_strength=0.0)).policy.features_extractor.num_scores == 12

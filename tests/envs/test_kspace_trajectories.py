@@ -1,5 +1,7 @@
 """Spokes and points behind the environments: the same contracts as phase-encode lines."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -218,3 +220,15 @@ def test_settings_are_checked_against_the_views(options, message):
     chosen = {"cohort": "phantom", "reward_model": "stub", "acquisition": SCANS["radial"], "budget": 3, **options}
     with pytest.raises(SeggymError, match=message):
         KSpaceSettings(**chosen)
+
+
+def test_a_network_of_another_trajectory_is_warned_of():
+    phantoms = {"patients": 6, "test_patients": 2}
+    options = {"cohort": "phantom", "reward_model": "phantom-points", "cohort_options": phantoms, "device": "cpu"}
+    radial = {"matrix": 128, "crop": 96, "trajectory": "radial", "spokes": 16}
+    with pytest.warns(UserWarning, match="trained on scans of trajectory=points, this environment measures radial"):
+        KSpaceEnv(**options, acquisition=radial, budget=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = KSpaceEnv(**{**options, "reward_model": "phantom-radial"}, acquisition=radial, budget=3)
+    assert env.reset(seed=0)[0]["acquired"].sum() == 3
