@@ -9,6 +9,7 @@ patient is the header's ``patientID``; without one the file is a patient of its 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -43,10 +44,12 @@ def dataset_name(file: h5py.File) -> str | None:
 def find_cases(path: Path, file: h5py.File, complain: Complain) -> list[RawCase]:
     """The volumes in the open ``file`` at ``path``."""
     group = file[dataset_name(file)]
-    missing = [name for name in ("xml", "data") if name not in group]
+    missing = [name for name, sound in (("xml", _is_text), ("data", _is_readouts)) if not sound(group.get(name))]
     if missing:
         complain(
-            path, f"has no {' and no '.join(missing)} in {group.name}, expected a header and readouts; export it again"
+            path,
+            f"has no usable {' and no usable '.join(missing)} in {group.name}, expected ISMRMRD's header and readouts; "
+            "export it again",
         )
         return []
     header = parse_header(group["xml"][0], path, complain)
@@ -98,6 +101,19 @@ def write_scan(path: Path, kspace: np.ndarray, header: str, lines: Mapping[int, 
             file["dataset"].acquisitions = readouts
 
     write_atomic(path, write)
+
+
+def _is_text(dataset: Any) -> bool:
+    return isinstance(dataset, h5py.Dataset) and dataset.shape == (1,) and dataset.dtype.kind in "OS"
+
+
+def _is_readouts(dataset: Any) -> bool:
+    from ismrmrd.hdf5 import acquisition_header_dtype
+
+    if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.names is None:
+        return False
+    names = dataset.dtype["head"].names if {"head", "data"} <= set(dataset.dtype.names) else None
+    return set(acquisition_header_dtype.names) <= set(names or ())
 
 
 def _is_image(heads: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def _arranged(kspace: np.ndarray, header: Header, path: Path, complain: Complain
     kspace = without_oversampling(kspace, header.kept).copy()
     # What the file holds beyond the measured range is padding.
     kspace[..., : max(0, header.place(header.first))] = 0
-    kspace[..., header.place(header.last) + 1 :] = 0
+    kspace[..., max(0, header.place(header.last) + 1) :] = 0
     return RawScan(kspace, header.spacing)
 
 

@@ -222,6 +222,9 @@ def test_all_problems_of_ismrmrd_files_at_once(tmp_path, kspace):
     write_lines(tmp_path / "bare.h5", kspace)
     with h5py.File(tmp_path / "bare.h5", "r+") as file:
         del file["dataset/data"]
+    with h5py.File(tmp_path / "floats.h5", "w") as file:
+        file["dataset/data"], file["dataset/xml"] = np.zeros(4), header()
+    (tmp_path / "empty.h5").touch()
     problems = found(tmp_path)
     expected = {
         "radial.h5": "holds a radial scan",
@@ -231,7 +234,9 @@ def test_all_problems_of_ismrmrd_files_at_once(tmp_path, kspace):
         "coils.h5": "readouts of 2, 3 coils",
         "long.h5": "14 samples of line 0 from position 0, but its header states 12",
         "lines.h5": "holds line 7, 8, 9, but its header states 10 lines with number 2",
-        "bare.h5": "has no data in /dataset",
+        "bare.h5": "has no usable data in /dataset",
+        "floats.h5": "has no usable xml and no usable data in /dataset",
+        "empty.h5": "cannot be read",
     }
     assert problems.keys() == expected.keys()
     for name, pattern in expected.items():
