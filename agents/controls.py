@@ -7,20 +7,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from seggym.agents import greedy
-from seggym.agents.baselines import TuningGround, make_baselines
+from seggym.agents.baselines import TuningGround, make_baselines, offered
 from seggym.agents.blind import BlindTwin
 from seggym.agents.fixed_sets import best_fixed_order, fixed_order_areas
 from seggym.agents.policies import Baseline, FixedOrder, Policy
 from seggym.envs.kspace.engine import KSpaceEngine
-from seggym.kspace import orders
+from seggym.kspace import view_orders
 
 if TYPE_CHECKING:
     from seggym.agents.evaluation import Bench
 
-FIXED_ORDERS = ("centre_out", "partial_fourier", "population_greedy")
-"""Orders that are the same for every patient; a learned policy's static order joins them in benchmarks/k1."""
+_FIXED_ORDERS = ("centre_out", "partial_fourier", "golden_angle", "sequential", "population_greedy")
 SELECTION_SLICES = 192
 """Slices of the training, and of the validation patients, that the best of them is chosen on."""
+
+
+def fixed_orders(ground: TuningGround) -> list[FixedOrder]:
+    """The baselines of the trajectory that are one order for every patient.
+
+    A learned policy's static order joins them in benchmarks/k1.
+    """
+    names = [name for name in _FIXED_ORDERS if name in offered(ground.acquisition.trajectory)]
+    return [policy for policy in make_baselines(names, ground) if isinstance(policy, FixedOrder)]
 
 
 def choose_best_order(
@@ -53,15 +61,11 @@ def choose_best_order(
 
 
 def control_policies(bench: "Bench", policy: Policy, ground: TuningGround) -> list[Policy]:
-    """``policy`` with swapped observations (where it observes), and the best of :data:`FIXED_ORDERS`.
+    """``policy`` with swapped observations (where it observes), and the best of :func:`fixed_orders`.
 
     The swapped observation is no retrained blind twin; :mod:`seggym.agents.blind` says what the difference is.
     """
-    fixed: list[FixedOrder] = []
-    for name, made in zip(FIXED_ORDERS, make_baselines(FIXED_ORDERS, ground), strict=True):
-        assert isinstance(made, FixedOrder), name
-        fixed.append(made)
-    best = choose_best_order(bench, fixed, ground.length, cache=ground.cache, progress=ground.progress)
+    best = choose_best_order(bench, fixed_orders(ground), ground.length, cache=ground.cache, progress=ground.progress)
     return [*([] if isinstance(policy, Baseline) else [BlindTwin(policy)]), best]
 
 
@@ -84,7 +88,7 @@ class RemeasureFirst(Baseline):
 
     def act(self, engine: KSpaceEngine, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:
         """Actions int64 (N,)."""
-        near = torch.from_numpy(orders.centre_out(engine.num_lines)).to(legal.device)
+        near = torch.from_numpy(view_orders.plain_order(engine.acquisition)).to(legal.device)
         again = (engine.flagged & legal[:, : engine.num_lines])[:, near]
         chosen = near[again.byte().argmax(1)]
         return torch.where(again.any(1), chosen, self.policy.act(engine, observation, legal))

@@ -17,7 +17,8 @@ from seggym.agents.policies import Baseline, FixedOrder, Policy, first_line
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.lookahead import try_lines
 from seggym.errors import SeggymError
-from seggym.kspace import orders
+from seggym.kspace import view_orders
+from seggym.kspace.acquisition import Acquisition
 
 EVALUATIONS = 10_000
 """Images that the search for the set of one budget may segment before it stops exchanging lines."""
@@ -55,7 +56,7 @@ class FixedSets(Baseline):
                     f"policy {self.name} has no set for budget {budget}, only for {sorted(self.sets)}; search for the "
                     "sets with the budgets of this evaluation"
                 )
-            rows[budget] = order_of(self.sets.get(budget, []), engine.num_lines)
+            rows[budget] = order_of(self.sets.get(budget, []), engine.acquisition)
         self._orders = torch.from_numpy(np.stack([rows[budget] for budget in engine.budgets.tolist()]))
         self._orders = self._orders.to(engine.device)
 
@@ -64,9 +65,9 @@ class FixedSets(Baseline):
         return first_line(self._orders, engine, legal)
 
 
-def order_of(lines: Sequence[int], num_lines: int) -> np.ndarray:
+def order_of(lines: Sequence[int], acquisition: Acquisition) -> np.ndarray:
     """``lines`` from the centre outwards, then all others so: a permutation int64 (M,)."""
-    near = orders.centre_out(num_lines).tolist()
+    near = view_orders.plain_order(acquisition).tolist()
     chosen = set(lines)
     return np.asarray([line for line in near if line in chosen] + [line for line in near if line not in chosen])
 
@@ -118,8 +119,8 @@ class _SetSearch:
         begin_training_episodes(engine, budget)
         self.initial = set(engine.acquired[0].nonzero()[:, 0].tolist())
         legal = (engine.action_mask()[0, : engine.num_lines] & ~engine.acquired[0]).cpu().numpy()
-        near = orders.centre_out(engine.num_lines).tolist()
-        self.candidates = [line for line in near if legal[line] and abs(line - engine.acquisition.dc) <= window]
+        near = view_orders.near_centre(engine.acquisition, window).tolist()
+        self.candidates = [line for line in near if legal[line]]
         self.greedy = float("nan")
 
     def run(self, first: list[int], smaller: list[int]) -> tuple[list[int], float]:
@@ -170,9 +171,8 @@ def static_order(policy: Policy, engine: KSpaceEngine, length: int) -> np.ndarra
     whose patients it may have been trained on: nothing is scored here.
     """
     begin_training_episodes(engine, length)
-    near = torch.from_numpy(orders.centre_out(engine.num_lines)).to(engine.device)
+    near = torch.from_numpy(view_orders.plain_order(engine.acquisition)).to(engine.device)
     every = torch.arange(engine.num_envs, device=engine.device)
-    block = orders.initial_block(engine.num_lines, engine.acquisition.initial_lines).tolist()
     found: list[int] = []
     for _ in range(length):
         legal = engine.action_mask()
@@ -184,7 +184,7 @@ def static_order(policy: Policy, engine: KSpaceEngine, length: int) -> np.ndarra
         votes = torch.bincount(chosen, minlength=engine.num_lines)[near]
         found.append(int(near[int(votes.argmax())]))
         engine.step(torch.full_like(every, found[-1]))
-    first = block + found
+    first = [*engine.acquisition.initial_views.tolist(), *found]
     return np.asarray(first + [line for line in near.tolist() if line not in first])
 
 

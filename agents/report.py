@@ -135,7 +135,7 @@ def _row_class(result: EvaluationResult, name: str) -> str:
     policy = next(policy for policy in result.policies if policy.name == name)
     if policy.privileged or policy.kind == "ceiling":
         return "apart"
-    return "subject" if policy.kind == "policy" else ""
+    return "subject" if policy.kind == "policy" and policy is result.policies[0] else ""
 
 
 def _mean(row: dict[str, Any] | None) -> str:

@@ -12,7 +12,7 @@ from benchmarks.k1.protocol import Protocol
 from benchmarks.k1.sharing import Task
 from seggym.agents.baselines import TuningGround, make_baselines
 from seggym.agents.blind import BlindTwin
-from seggym.agents.controls import FIXED_ORDERS, RemeasureFirst, choose_best_order
+from seggym.agents.controls import RemeasureFirst, choose_best_order, fixed_orders
 from seggym.agents.curves import curves_of, joined
 from seggym.agents.evaluation import Bench, evaluate_policies, open_bench
 from seggym.agents.fixed_sets import find_fixed_sets, static_order
@@ -57,11 +57,7 @@ def _evaluate(protocol: Protocol, fold: int) -> None:
         policy.name = SUBJECT
     static = [FixedOrder(STATIC, _static_order(policy, bench, ground)) for policy in learned]
     baselines = make_baselines(options["baselines"], ground)
-    tuned = {policy.name: policy for policy in baselines if isinstance(policy, FixedOrder)}
-    for name in FIXED_ORDERS:
-        if name not in tuned:
-            (tuned[name],) = make_baselines([name], ground)  # type: ignore[assignment]
-    candidates = [*(tuned[name] for name in FIXED_ORDERS), static[0]]
+    candidates = [*fixed_orders(ground), static[0]]
     best = choose_best_order(
         bench,
         candidates,
@@ -80,7 +76,7 @@ def _evaluate(protocol: Protocol, fold: int) -> None:
     ]
     settings = bench.settings
     if settings.lines_per_step == 1:
-        order = tuned["population_greedy"].order
+        order = next(policy for policy in candidates if policy.name == "population_greedy").order
         budgets = range(1, protocol.budget + 1)
         policies.append(find_fixed_sets(ground, order, budgets, options["set_evaluations"]))
     if settings.remeasure != "never" and settings.corruption_flagged:
