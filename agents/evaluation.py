@@ -273,7 +273,7 @@ def evaluate_policies(
     full = _cached(
         cache, {**shared, "policy": CEILING}, lambda: grade_full_kspace(bench.make_engine(blind, plan.num_envs), grader)
     )
-    every = bench.settings.scan.matrix - bench.settings.scan.initial_lines
+    every = bench.settings.scan.num_views - len(bench.settings.scan.initial_views)
     results.append(PolicyResult(CEILING, "ceiling", False, (every,), [full]))
     # The subject of the comparisons comes first.
     results.sort(key=lambda result: ("policy", "baseline", "ceiling").index(result.kind))
@@ -292,7 +292,7 @@ def evaluate_policies(
 
 def check_range(eval_range: Sequence[int], settings: KSpaceSettings) -> tuple[int, int]:
     """``eval_range`` as (a, b); raises :class:`SeggymError` unless 1 <= a <= b and b lines are there to measure."""
-    most = settings.scan.matrix - settings.scan.initial_lines
+    most = settings.scan.num_views - len(settings.scan.initial_views)
     values = list(eval_range) if isinstance(eval_range, Iterable) else [eval_range]
     whole = all(isinstance(value, (int, np.integer)) for value in values)
     if len(values) != 2 or not whole or not 1 <= values[0] <= values[1] <= most:

@@ -45,9 +45,9 @@ def environment_table() -> str:
     for name in ENVIRONMENTS:
         spec = gymnasium.spec(name)
         settings = settings_type(spec.entry_point)(**spec.kwargs)
-        scan, crop = settings.scan, settings.scan.crop
-        shapes = {"image": f"uint8 (1, {crop}, {crop})", "acquired": f"int8 ({scan.matrix},)", "budget": "float32 (1,)"}
-        shapes |= {"energy": f"float32 ({scan.matrix},)", "corrupted": shapes["acquired"], "axis": "int8 (1,)"}
+        views, crop = settings.scan.num_views, settings.scan.crop
+        shapes = {"image": f"uint8 (1, {crop}, {crop})", "acquired": f"int8 ({views},)", "budget": "float32 (1,)"}
+        shapes |= {"energy": f"float32 ({views},)", "corrupted": shapes["acquired"], "axis": "int8 (1,)"}
         if isinstance(settings, VolumeSettings):
             # K label values are known once the cohort is read.
             shapes |= {"slices": f"float32 ({3 * settings.slots},)", "probability_grid": "float32 (64 K,)"}
@@ -56,7 +56,7 @@ def environment_table() -> str:
         needs += ["num_classes"] if settings.cohort == "folder" else []
         needs += ["a reward model"] if settings.needs_network and settings.reward_model not in PACKAGED else []
         observation = ", ".join(f"{part} {shapes[part]}" for part in settings.observation)
-        rows.append((name, f"Discrete({scan.matrix})", observation, ", ".join(needs) or "nothing"))
+        rows.append((name, f"Discrete({views})", observation, ", ".join(needs) or "nothing"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

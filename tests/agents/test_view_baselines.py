@@ -9,6 +9,7 @@ import torch
 from synthetic_bench import SCAN, make_bench
 
 from seggym.agents import baselines, greedy
+from seggym.agents.evaluation import evaluate_policies
 from seggym.errors import SeggymError
 from seggym.kspace import view_orders
 from seggym.kspace.acquisition import Acquisition
@@ -144,3 +145,19 @@ def test_training_masks_hold_the_initial_views_and_all_kinds(scan):
     # Where not all are measured, no view is always there and none never.
     some = np.delete(masks[~masks.all(1)], acquisition.initial_views, 1).mean(0)
     assert 0.02 < some.min() < some.max() < 0.9
+
+
+@pytest.mark.parametrize(("scan", "name"), [("radial", "golden_angle"), ("points", "centre_out")])
+def test_policies_are_evaluated_in_views(scan, name, tmp_path):
+    bench = bench_of(scan)
+    policies = baselines.make_baselines([name, "random"], ground_of(scan, tmp_path))
+    most = bench.settings.scan.num_views - len(bench.settings.scan.initial_views)
+    with pytest.raises(SeggymError, match=f"b <= {most}"):
+        evaluate_policies(bench, policies, [1, most + 1], progress=False)
+    result = evaluate_policies(bench, policies, [1, 3], progress=False, surface_budgets=[])
+    table = result.table()
+    assert name in table
+    assert "full_kspace" in table
+    measured = next(policy for policy in result.policies if policy.name == name).runs[0]["lines"]
+    order = view_orders.plain_order(bench.settings.scan)
+    assert (measured == order[len(bench.settings.scan.initial_views) :][:3]).all()
