@@ -1,9 +1,15 @@
-"""What each part of the simulation does to the Dice of two fixed orders: the table of docs/limits.md.
+"""What the simulation and the choice of the network do to the Dice of two fixed orders: the table of docs/limits.md.
 
 python benchmarks/limits.py cohort=phantom reward_model=phantom
+python benchmarks/limits.py cohort=acdc datadir=/data/acdc reward_model=DIR split=FILE acquisition='{"corruption": 0}'
+
+``split`` says who is tested (the cohort's own split by default), ``acquisition`` what differs from the scan that the
+networks were trained with.
 """
 
+import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +40,11 @@ def cropped_first(volume: Volume, acquisition: Acquisition) -> Volume:
     return replace(volume, image=volume.image[:, rows, columns], label=volume.label[:, rows, columns])
 
 
+def clipped(volume: Volume, quantile: float) -> Volume:
+    """The volume with its brightest intensities cut off, as a conversion to 8 bits does."""
+    return replace(volume, image=np.minimum(volume.image, np.quantile(volume.image, quantile)))
+
+
 def score(stack: SliceStack, network: FrozenNetwork, acquisition: Acquisition, order: np.ndarray) -> str:
     """Dice per slice with its interval over patients after the first lines of ``order``."""
     acquired = torch.zeros(1, acquisition.matrix, dtype=torch.bool)
@@ -54,11 +65,14 @@ def main(*arguments: str) -> None:
     options = dict(argument.split("=", 1) for argument in arguments)
     torch.set_num_threads(1)
     cohort: Cohort = open_cohort(options["cohort"], options.get("datadir"))
-    patients = split_cohort(cohort).test
+    patients = split_cohort(cohort, options.get("split")).test
     model = open_reward_model(options["reward_model"])
-    model.require_unseen("full", patients, cohort.name)
-    network = load_frozen(model.full)
-    base = Acquisition(**model.acquisition)
+    networks = {}
+    for name in ("full", "independent"):
+        if name in model.cards:
+            model.require_unseen(name, patients, cohort.name)
+            networks[f"{name} ({model.cards[name].architecture})"] = load_frozen(model.path(name))
+    base = replace(Acquisition(**model.acquisition), **json.loads(options.get("acquisition", "{}")))
     variants = {
         "default": base,
         "no phase, no echo shift": replace(base, phase=(0.0, 0.0), echo_shift=0.0),
@@ -69,16 +83,23 @@ def main(*arguments: str) -> None:
         "SNR 10": replace(base, snr=10.0),
     }
     print(f"Dice per slice of {len(patients)} test patients after {LINES} lines of simulated k-space, {cohort.name}")
-    print(f"| simulation | centre-out | one-sided |\n|{'---|' * 3}")
-    ways = (orders.centre_out(base.matrix), orders.partial_fourier(base.matrix, side=1, ratio=base.matrix))
+    headings = [f"{way}, {name}" for name in networks for way in ("centre-out", "one-sided")]
+    print(f"| simulation | {' | '.join(headings)} |\n|{'---|' * (1 + len(headings))}")
+
+    def row(name: str, volumes: Iterable[Volume], scan: Acquisition) -> None:
+        stack = prepare(volumes, scan, cohort.num_classes)
+        ways = (orders.centre_out(scan.matrix), orders.partial_fourier(scan.matrix, side=1, ratio=scan.matrix))
+        cells = [score(stack, network, scan, way) for network in networks.values() for way in ways]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
     for name, acquisition in variants.items():
-        stack = prepare(cohort.volumes(patients), acquisition, cohort.num_classes)
-        print(f"| {name} | " + " | ".join(score(stack, network, acquisition, way) for way in ways) + " |", flush=True)
+        row(name, cohort.volumes(patients), acquisition)
+    for quantile in (0.99, 0.95):
+        cut = (clipped(volume, quantile) for volume in cohort.volumes(patients))
+        row(f"intensities above the {quantile:.0%} quantile clipped", cut, base)
     # The network's input must cover the same anatomy, so the matrix shrinks with the field of view.
-    small = replace(base, matrix=base.crop)
-    stack = prepare((cropped_first(volume, base) for volume in cohort.volumes(patients)), small, cohort.num_classes)
-    ways = (orders.centre_out(small.matrix), orders.partial_fourier(small.matrix, side=1, ratio=small.matrix))
-    print("| cropped before the transform | " + " | ".join(score(stack, network, small, way) for way in ways) + " |")
+    smaller = (cropped_first(volume, base) for volume in cohort.volumes(patients))
+    row("cropped before the transform", smaller, replace(base, matrix=base.crop))
 
 
 if __name__ == "__main__":
