@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from seggym.agents import greedy
+from seggym.agents.echo_baselines import EchoFollowing, tuned_entropy_stop
 from seggym.agents.policies import Baseline, EpisodeOrder, FixedOrder, Policy, first_line
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
@@ -193,6 +194,8 @@ BASELINES: dict[str, Callable[[TuningGround], Policy]] = {
     "centre_out": _centre_out,
     "partial_fourier": _partial_fourier,
     "energy_following": _energy_following,
+    "echo_following": lambda ground: EchoFollowing(),
+    "entropy_stop": lambda ground: tuned_entropy_stop(ground, EchoFollowing()),
     "population_greedy": _population_greedy,
     "one_step_greedy": lambda ground: greedy.OneStepGreedy(ground.window, ground.progress),
 }
@@ -207,6 +210,8 @@ _ONLY = {
     "centre_out": ("lines", "points"),
     "partial_fourier": ("lines",),
     "energy_following": ("lines", "points"),
+    "echo_following": ("lines",),
+    "entropy_stop": (),  # needs stop_action=true, so it has to be asked for
 }
 
 
@@ -219,7 +224,7 @@ def make_baselines(names: Sequence[str] | None, ground: TuningGround) -> list[Po
     """The baselines ``names`` (default: all of the trajectory), tuned on ``ground`` where they can be."""
     known = offered(ground.acquisition.trajectory)
     chosen = known if names is None else list(names)
-    unknown = [name for name in chosen if name not in known]
+    unknown = [name for name in chosen if name not in (*known, "entropy_stop")]
     if unknown:
         raise SeggymError(
             f"baselines={unknown} are unknown to trajectory={ground.acquisition.trajectory!r}, expected some of "

@@ -103,8 +103,8 @@ class Record:
         ``a`` is network A's label maps of them, ``terms`` are those of all cases of the batch.
         """
         terms = read_rows(terms, slots)
-        self._ssim[-1, rows] = image_quality.ssim(magnitude, terms).cpu().numpy()
-        self._psnr[-1, rows] = image_quality.psnr(magnitude, terms).cpu().numpy()
+        self._ssim[-1, rows.numpy()] = image_quality.ssim(magnitude, terms).cpu().numpy()
+        self._psnr[-1, rows.numpy()] = image_quality.psnr(magnitude, terms).cpu().numpy()
         found = {"A": a}
         if self._grader.independent is not None:
             found["B"] = metrics.most_probable(self._grader.independent(magnitude).probabilities)
@@ -158,7 +158,7 @@ def grade_policy(policy: Policy, engine: KSpaceEngine, grader: Grader, observes:
                 if budget == plan.budgets[-1]:
                     measured = (active & ~result.illegal & (engine.steps > before))[: len(rows)].cpu()
                     there = before[: len(rows)].cpu()[measured]
-                    lines[rows[measured], there] = actions[: len(rows)].cpu()[measured].numpy()
+                    lines[rows[measured].numpy(), there.numpy()] = actions[: len(rows)].cpu()[measured].numpy()
                 active &= ~result.terminated
                 reader.read(active)
                 bar.update()
