@@ -43,8 +43,7 @@ def run(values: dict[str, Any]) -> str:
     # Imported here so that --help does not wait for torch.
     import torch
 
-    from seggym.agents.baselines import make_baselines
-    from seggym.agents.evaluation import check_range, evaluate_policies, open_bench
+    from seggym.agents.evaluation import bench_baselines, check_range, evaluate_policies, open_bench
     from seggym.agents.report import write_report
 
     require_types({key: values[key] for key in _TYPES}, _TYPES)
@@ -54,7 +53,7 @@ def run(values: dict[str, Any]) -> str:
     _, high = check_range(values["eval_range"], bench.settings)
     progress = values["progress_bar"]
     ground = bench.ground(high, progress=progress, max_slices=values["max_slices"], window=values["window"])
-    baselines = make_baselines(values["baselines"], ground)
+    baselines = bench_baselines(bench, values["baselines"], ground)
     if not runs and not baselines:
         raise SeggymError("there is nothing to evaluate: name a snapshot, a policy or baselines")
     result = evaluate_policies(

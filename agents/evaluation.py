@@ -22,10 +22,13 @@ from seggym.agents.policies import Baseline, CallablePolicy, Chooser, Policy, lo
 from seggym.agents.results import EvaluationResult, PolicyResult
 from seggym.agents.rollouts import Grader, RunPlan, grade_full_kspace, grade_policy
 from seggym.agents.scores import Scores, plan_cases
+from seggym.agents.volume_baselines import volume_baselines
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.segmentation import Segmenter
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import build_engine, choose_patients, load_cohort, require_fit, resolve_device
+from seggym.envs.kspace.volumes.settings import VolumeSettings, settings_type
+from seggym.envs.kspace.volumes.sources import build_volume_engine
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import SliceStack
@@ -140,7 +143,8 @@ def settings_of(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> KSp
         raise SeggymError(f"environment {env_id!r} is no k-space environment, which is what this evaluation compares")
     kwargs = {**spec.kwargs, **(env_kwargs or {})}
     try:
-        return KSpaceSettings(**{key: value for key, value in kwargs.items() if key not in _NOT_SETTINGS})
+        chosen = {key: value for key, value in kwargs.items() if key not in _NOT_SETTINGS}
+        return settings_type(spec.entry_point)(**chosen)
     except TypeError as error:
         raise SeggymError(f"environment {env_id!r} does not take these arguments: {error}") from None
 
@@ -190,7 +194,8 @@ def open_bench(
             "python": platform.python_version(),
         },
     }
-    return Bench(env_id, settings, stack, tuple(cohort.class_names), build_engine, independent, provenance)
+    build: Any = build_volume_engine if isinstance(settings, VolumeSettings) else build_engine
+    return Bench(env_id, settings, stack, tuple(cohort.class_names), build, independent, provenance)
 
 
 def _require_independent(model: RewardModel, weights: str, net_b: str) -> None:
@@ -201,6 +206,13 @@ def _require_independent(model: RewardModel, weights: str, net_b: str) -> None:
             f"net_b={net_b} has the weights {weights}, which are those of {model.path(same[0])}, expected a network of "
             "another seed and architecture than the reward model: pass another folder, or leave net_b out"
         )
+
+
+def bench_baselines(bench: Bench, names: Sequence[str] | None, ground: TuningGround) -> list[Policy]:
+    """The baselines ``names`` (default: all) of the environment of ``bench``, tuned on ``ground`` where they can be."""
+    if isinstance(bench.settings, VolumeSettings):
+        return volume_baselines(names, bench.settings)
+    return make_baselines(names, ground)
 
 
 def evaluate_policies(
@@ -223,12 +235,30 @@ def evaluate_policies(
     and ASSD are computed (default: all; they take longer than everything else). ``volumes`` are those to be scanned, by
     name (default: all). With ``cache``, finished policies that have an ``identity`` are read from that folder instead
     of being run again.
+
+    Where the environment scans volumes, budgets are lines per slice (see :mod:`seggym.agents.volume_evaluation`).
     """
     low, high = check_range(eval_range, bench.settings)
     if protocol not in ("per_budget", "anytime"):
         raise SeggymError(f"protocol={protocol!r} is unknown, expected per_budget or anytime")
     if repeats < 1:
         raise SeggymError(f"repeats={repeats} must be at least 1")
+    if isinstance(bench.settings, VolumeSettings):
+        # Imported late: it needs what is defined here.
+        from seggym.agents.volume_evaluation import evaluate_volumes
+
+        if volumes is not None:
+            raise SeggymError("volumes= is for environments that scan single slices: leave it out")
+        return evaluate_volumes(
+            bench,
+            policies,
+            eval_range,
+            protocol=protocol,
+            repeats=repeats,
+            surface_budgets=surface_budgets,
+            cache=cache,
+            progress=progress,
+        )
     cases = plan_cases(bench.stack, bench.class_names, repeats, volumes)
     batches = -(-len(cases) // BATCH)
     plan = RunPlan(cases, range(low, high + 1), num_envs=-(-len(cases) // batches), once=protocol == "anytime")
@@ -265,12 +295,12 @@ def evaluate_policies(
 
                 identity = getattr(policy, "identity", None)
                 key = None if identity is None else {**shared, "policy": policy.name, "identity": identity}
-                runs.append(_cached(cache, key, run))
+                runs.append(cached_scores(cache, key, run))
                 done += plan.steps(policy)
                 bar.update(done - bar.n)
             kind = "baseline" if group[0].name in BASELINES else "policy"
             results.append(PolicyResult(group[0].name, kind, group[0].privileged, plan.points, runs))
-    full = _cached(
+    full = cached_scores(
         cache, {**shared, "policy": CEILING}, lambda: grade_full_kspace(bench.make_engine(blind, plan.num_envs), grader)
     )
     every = bench.settings.scan.num_views - len(bench.settings.scan.initial_views)
@@ -302,7 +332,7 @@ def check_range(eval_range: Sequence[int], settings: KSpaceSettings) -> tuple[in
     return int(values[0]), int(values[1])
 
 
-def _cached(folder: Path | None, key: dict[str, Any] | None, compute: Callable[[], Scores]) -> Scores:
+def cached_scores(folder: Path | None, key: dict[str, Any] | None, compute: Callable[[], Scores]) -> Scores:
     if folder is None or key is None:
         return compute()
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -367,7 +397,7 @@ def evaluate(
         bench = open_bench(name or str(own_id), {**own_kwargs, **env_kwargs}, role, net_b)
         _, high = check_range(eval_range, bench.settings)
         ground = bench.ground(high, cache=cache, progress=progress)
-        others = make_baselines(baselines, ground)
+        others = bench_baselines(bench, baselines, ground)
         if controls or (controls is None and len(ids) > 1):
             others += control_policies(bench, chosen, ground)
         results[bench.env_id] = evaluate_policies(

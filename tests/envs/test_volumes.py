@@ -415,6 +415,14 @@ def test_autoreset_and_exact_resume(make_volumes, slices, mode):
             np.testing.assert_array_equal(seen[part], again[part])
 
 
+def test_an_environment_without_an_episode_shows_zeros(make_volumes):
+    """An evaluation may leave some of the last batch unused."""
+    engine = make_volumes(2)
+    engine.begin(torch.tensor([0]), engine.draw(torch.tensor([4])))
+    engine.step(torch.tensor([20, 20]), torch.tensor([True, False]))
+    assert not any(value[1].any() for part, value in engine.observe().items() if part != "acquired")
+
+
 def test_replay_gives_the_same_episode(make_volumes):
     env = KSpaceVolumeEnv(engine=make_volumes(1, slices="allocate", budget=[3, 6]))
     observation, info = env.reset(seed=9)

@@ -312,7 +312,8 @@ class VolumeEngine:
     def _mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the slices of values (N, Z, ...) in 0..1."""
         real = self.real[:, :, None]
-        return (torch.where(real, values, 0).sum(1) / real.sum(1)).clamp_(0, 1)
+        # An environment in which no episode has begun has no slice.
+        return (torch.where(real, values, 0).sum(1) / real.sum(1).clamp_min(1)).clamp_(0, 1)
 
     def _grid(self, grids: torch.Tensor) -> torch.Tensor:
         if self.settings.slices == "sequential":
