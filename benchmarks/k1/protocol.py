@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seggym import __version__
 from seggym.agents.algorithms.masked_dqn import MASK
 from seggym.agents.algorithms.networks import find_algorithm
+from seggym.agents.baselines import offered
 from seggym.agents.comparison import differences
 from seggym.agents.evaluation import check_range, settings_of
 from seggym.agents.fixed_sets import EVALUATIONS
@@ -154,8 +155,13 @@ def freeze(arguments: Sequence[str]) -> Protocol:
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / ".protocol.lock"):
         path = out / PROTOCOL
-        if path.exists():
-            changed = differences(read_json(path, "K1 protocol"), content)
+        frozen = read_json(path, "K1 protocol") if path.exists() else None
+        if content["evaluation"]["baselines"] is None:
+            # All that there are when the protocol is frozen: another version may know more, or other ones.
+            known = offered(settings.scan.trajectory)
+            content["evaluation"]["baselines"] = known if frozen is None else frozen["evaluation"]["baselines"]
+        if frozen is not None:
+            changed = differences(frozen, content)
             if changed:
                 raise SeggymError(
                     f"{path} was frozen with other {', '.join(changed)}, expected the same protocol: give back its "

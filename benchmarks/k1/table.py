@@ -13,6 +13,7 @@ from benchmarks.k1.policies import policy_tasks
 from benchmarks.k1.protocol import Protocol, provenance
 from seggym.agents.curves import Curves, load_curves, pooled
 from seggym.agents.pooling import ENDPOINTS, PooledTable
+from seggym.errors import SeggymError
 from seggym.files import read_json, write_atomic, write_json
 
 _COLUMNS = ("table", "method", "net", "endpoint", "mean", "low", "high", "patients", "p", "p_holm")
@@ -41,6 +42,12 @@ def write_table(protocol: Protocol, docs: Path | None = None) -> str:
 def pool(protocol: Protocol) -> Curves:
     """The curves of all folds together."""
     parts = [load_curves(fold_folder(protocol, fold)) for fold in range(len(protocol.folds))]
+    networks = [part.key["weights"] for part in parts]
+    if protocol.content["reward"]["kind"] != "cross_fitted" and any(found != networks[0] for found in networks):
+        raise SeggymError(
+            f"the folds of {protocol.out} were scored by different networks, expected those of one reward model, which "
+            "has been replaced meanwhile: choose another out="
+        )
     return pooled(parts, {"protocol": "K1", "folds": [part.key for part in parts]})
 
 

@@ -65,6 +65,16 @@ def test_a_protocol_is_frozen(tmp_path):
         protocol.freeze([*arguments, "evaluation.budget=3", "training.total_steps=64"])
 
 
+def test_the_baselines_are_those_of_the_day_that_the_protocol_was_frozen(tmp_path, monkeypatch):
+    arguments = [*TINY, f"out={tmp_path}"]
+    names = protocol.freeze(arguments).content["evaluation"]["baselines"]
+    assert {"random", "centre_out", "one_step_greedy"} <= set(names)
+    monkeypatch.setattr(protocol, "offered", lambda trajectory: [*names, "one_more"])
+    assert protocol.freeze(arguments).content["evaluation"]["baselines"] == names
+    with pytest.raises(SeggymError, match=r"other evaluation\.baselines"):
+        protocol.freeze([*arguments, "evaluation.baselines=[random]"])
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
