@@ -44,12 +44,10 @@ class ViewExtractor(BaseFeaturesExtractor):
         self.context, self.strength, self.has_energy = context, strength, "energy" in parts
         self.local = nn.Conv2d(channels, width, kernel)
         self.shared = nn.Linear(context.features_dim, width)
-        self.score = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
-        # Training starts from the rule: corrections of zero everywhere.
-        last = self.score[-1]
-        assert isinstance(last, nn.Conv2d)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.hidden = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU())
+        # Training starts from the rule: corrections of zero everywhere. No layer, because stable-baselines3 initialises
+        # those anew.
+        self.weight = nn.Parameter(torch.zeros(1, width, 1, 1))
 
     def laid_out(self, acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
         """What is seen of the views of both float (N, V), padded by the neighbourhood: (N, channels, height, width)."""
@@ -70,7 +68,7 @@ class ViewExtractor(BaseFeaturesExtractor):
         context = self.context(observations)
         seen = self.laid_out(acquired, energy).contiguous(memory_format=torch.channels_last)
         seen = self.local(seen) + self.shared(context)[:, :, None, None]
-        corrections = self.in_order(self.score(seen)[:, 0])
+        corrections = self.in_order(nn.functional.conv2d(self.hidden(seen), self.weight)[:, 0])
         return torch.cat([self.strength * self.rule(acquired) + corrections, context], 1)
 
 

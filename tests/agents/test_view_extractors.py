@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from seggym.agents.algorithms.networks import EXTRACTORS
+from seggym.agents.algorithms.scores import action_scores
 from seggym.agents.priors import start_head
 from seggym.agents.training import TrainSettings, make_model
 from seggym.agents.view_extractors import PointExtractor, SpokeExtractor
@@ -42,7 +43,7 @@ def scores_of(extractor, acquired):
 
 
 def awake(extractor):
-    torch.nn.init.normal_(extractor.score[-1].weight)
+    torch.nn.init.normal_(extractor.weight)
     return extractor
 
 
@@ -149,4 +150,10 @@ def test_a_prior_for_lines_is_refused_elsewhere():
     )
     with pytest.raises(SeggymError, match="agent=spoke_ppo"):
         make_model(settings)
-    assert make_model(replace(settings, prior_strength=0.0)).policy.features_extractor.num_scores == 12
+    model = make_model(replace(settings, prior_strength=0.0))
+    # What stable-baselines3 initialises leaves the rule alone: the widest gap has the largest score.
+    acquired = torch.zeros(1, 12)
+    acquired[:, [0, 1, 2, 7]] = 1
+    logits = action_scores(model.policy, observe(acquired))[0]
+    rule = model.policy.pi_features_extractor.rule(acquired)[0]
+    torch.testing.assert_close(logits - logits[0], 96 * (rule - rule[0]), atol=1e-4, rtol=1e-4)
