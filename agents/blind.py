@@ -18,17 +18,24 @@ import torch
 
 from seggym.agents.policies import Baseline, Policy
 from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.volumes.settings import VolumeSettings
+from seggym.envs.kspace.volumes.table import VolumeTable
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
 
-OWN = ("acquired", "budget", "action_mask")
+OWN = ("acquired", "budget", "slices", "action_mask")
 """Parts of an observation that stay a twin's own; all others come from its partner."""
 
 
-def patient_numbers(stack: SliceStack) -> torch.Tensor:
-    """A number for the patient of every slice, int64 (n,)."""
-    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(stack.patients))}
-    return torch.tensor([numbers[patient] for patient in stack.patients])
+def patient_numbers(episodes: SliceStack | VolumeTable) -> torch.Tensor:
+    """A number for the patient of every slice (or of every volume, where those are the episodes), int64 (n,)."""
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(episodes.patients))}
+    return torch.tensor([numbers[patient] for patient in episodes.patients])
+
+
+def _numbers_of(engine: Any) -> torch.Tensor:
+    table = engine.table if isinstance(engine.settings, VolumeSettings) else engine.stack
+    return patient_numbers(table).to(engine.device)
 
 
 def partners(patients: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +86,7 @@ class BlindTwin:
 
     def begin(self, engine: KSpaceEngine) -> None:
         """New episodes; raises :class:`SeggymError` where all of them are of one patient."""
-        self._patients = patient_numbers(engine.stack).to(engine.device)
+        self._patients = _numbers_of(engine)
         if engine.num_envs < 2 or int(self._patients[engine.samples].unique().numel()) < 2:
             raise SeggymError(
                 f"{self.name} needs scans of at least two patients in a batch, found one: evaluate more patients"
@@ -97,7 +104,7 @@ class BlindEngine:
 
     def __init__(self, engine: KSpaceEngine) -> None:
         self._engine = engine
-        self._patients = patient_numbers(engine.stack).to(engine.device)
+        self._patients = _numbers_of(engine)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

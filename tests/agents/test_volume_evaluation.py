@@ -7,6 +7,7 @@ import pytest
 import torch
 from synthetic_bench import SCAN, Threshold, make_stack
 
+from seggym.agents.blind import BlindEngine
 from seggym.agents.evaluation import Bench, evaluate, evaluate_policies, open_bench
 from seggym.agents.extractors import LineExtractor
 from seggym.agents.policies import CallablePolicy
@@ -102,6 +103,19 @@ def test_anybodys_function_may_allocate():
     first = [rows[0] for rows in result.cases.volumes.values()]
     assert ((lines >= 0).sum(1)[first] == 6).all()
     assert (lines >= 0).sum() == 6 * len(first)
+
+
+def test_a_blind_twin_sees_a_volume_of_another_patient():
+    """Volumes 0 and 1 are of patient0, 2 of patient1; what was measured stays the twin's own."""
+    settings = VolumeSettings(cohort="phantom", reward_model="stub", acquisition=SCAN, max_slices=4, budget=5)
+    engine = make_engine(settings, 3)
+    engine.begin(torch.arange(3), Episodes(torch.tensor([0, 1, 2]), torch.full((3,), 5), torch.tensor([1, 2, 3])))
+    engine.step(torch.tensor([3, 9, 20]))
+    own, seen = engine.observe(), BlindEngine(engine).observe()
+    for part in ("acquired", "budget", "slices"):
+        assert torch.equal(seen[part], own[part])
+    for part in ("energy", "probability_grid", "slice_probabilities"):
+        assert torch.equal(seen[part], own[part][[2, 2, 0]])
 
 
 def test_a_line_is_scored_by_its_own_slice():
