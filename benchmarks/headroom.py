@@ -368,8 +368,8 @@ def markdown(contents: dict[str, dict[str, Any]], options: Options, command: str
         "",
         f"{options.cohort}: {patients} test patients, {len(first['patients'])} volumes, {first['slices']} slices. Area "
         f"of volume Dice over budgets 1 to {options.budget}, read every {options.every} lines; best fixed order chosen "
-        f"on {first['tuning_slices']} slices of training patients. Columns after full k-space are paired differences to "
-        "that order [95 % interval over patients]. \\* privileged: chosen with labels.",
+        f"on {first['tuning_slices']} slices of training patients. Columns after full k-space are differences to that "
+        "order, paired by patient [95 % interval over patients]. \\* privileged: chosen with labels.",
     ]
     for net in ("B", "A"):
         if net in first["full"]:
