@@ -1,6 +1,6 @@
 """The batched episodes behind every k-space environment: states in tensors, no Gymnasium, no loop over the batch."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from seggym.envs.batched import Rows, pieces, read_rows, write_rows
+from seggym.envs.kspace.observation import make_part
 from seggym.envs.kspace.reward import Truth, quality, quality_reward
 from seggym.envs.kspace.scanner import Scanner
 from seggym.envs.kspace.segmentation import Segmentation, Segmenter, segment, summarise
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
-from seggym.kspace import simulation
 from seggym.kspace.acquisition import SliceStack
 from seggym.kspace.keyed_random import uniform
 from seggym.kspace.reconstruction.methods import Reconstruction
@@ -23,10 +23,6 @@ from seggym.reward_models.frozen import micro_batch
 # Streams of an episode's key beside those of seggym.kspace.simulation; part of the definition of an episode.
 SAMPLE_STREAM = 0
 BUDGET_STREAM = 1
-
-# The 8-bit image shows magnitudes up to this multiple of the mean of the current reconstruction. The scale comes from
-# measured samples only; 5 leaves the blood pool unclipped on ACDC.
-_WHITE = 5.0
 
 # Pixels that are worked on at a time on a processor, so that an operation finds the result of the one before in the
 # cache: exact SSIM takes 0.10 ms per image of 128 x 128 for 4 of them at a time, 0.25 ms for 8 or 16.
@@ -88,20 +84,20 @@ class KSpaceEngine:
         # Images at a time: through a network, and through everything else.
         self.micro_batch = settings.micro_batch or micro_batch(self.device)
         cached = _CACHED_PIXELS // self.acquisition.crop**2 if self.device.type == "cpu" else self.micro_batch
-        self._piece = max(1, min(self.micro_batch, cached))
-        self.scanner = Scanner(
+        self.piece = max(1, min(self.micro_batch, cached))
+        self.scanner: Scanner = Scanner(
             self.stack,
             self.acquisition,
             num_envs,
             self.device,
             dtype,
-            self._piece,
+            self.piece,
             self.micro_batch,
             reconstruction,
             remeasures=settings.remeasure != "never",
             turns=settings.choose_axis,
         )
-        self.num_lines = self.scanner.num_views
+        self.num_lines: int = self.scanner.num_views
         # After the lines come stopping, and the two axes of phase encoding: columns, rows.
         self.stop_index = self.num_lines if settings.stop_action else None
         self.axis_index = self.num_lines + settings.stop_action if settings.choose_axis else None
@@ -119,7 +115,8 @@ class KSpaceEngine:
             return torch.zeros(self.num_envs, dtype=dtype, device=self.device)
 
         # steps counts measurements, decisions the actions behind them; lines_per_step may lie between.
-        self.budgets, self.remaining, self.steps, self.decisions = (zeros() for _ in range(4))
+        self.budgets, self.steps, self.decisions = (zeros() for _ in range(3))
+        self.remaining: Tensor = zeros()
         self.quality, self.initial_quality = zeros(self.dtype), zeros(self.dtype)
         self.truth: Truth | None = None
         self.segmentation: Segmentation | None = None
@@ -190,7 +187,7 @@ class KSpaceEngine:
 
     def _set_truth(self, slots: Tensor) -> None:
         """What the images of ``slots`` are compared with, computed once per episode."""
-        for part in pieces(slots, max(1, self._piece // 4)):
+        for part in pieces(slots, max(1, self.piece // 4)):
             reference, segmentation = None, None
             if self.settings.lambda_recon > 0:
                 maximum = self.stack.data_range[self.samples[part]].to(self.dtype)
@@ -347,7 +344,7 @@ class KSpaceEngine:
         """Segment and score the current magnitude of ``rows``."""
         assert self.truth is not None
         for network, group in self._by_network(rows):
-            for part in self._parts(group, self._piece if network is None else self.micro_batch):
+            for part in self._parts(group, self.piece if network is None else self.micro_batch):
                 magnitude, truth = self.magnitude[part], read_rows(self.truth, part)
                 prediction = None if network is None else network(magnitude)
                 self.quality[part] = quality(self.settings, prediction, magnitude, truth)
@@ -378,58 +375,7 @@ class KSpaceEngine:
 
     def observe(self) -> dict[str, Tensor]:
         """The parts of the observation, fresh tensors with a leading axis N."""
-        makers = {
-            "image": lambda: self._each(self._image_of_255, torch.uint8),
-            "acquired": lambda: self.acquired.to(torch.int8),
-            # A constant scale, so that the space does not change with the budget.
-            "budget": lambda: (self.remaining / self.num_lines).to(torch.float32)[:, None],
-            "energy": self._energy,
-            "corrupted": lambda: self.flagged.to(torch.int8),
-            "axis": lambda: self.scanner.transposed.to(torch.int8)[:, None],
-            "image_float": lambda: self._each(self._image_float),
-            "probabilities": lambda: self._seen("probabilities"),
-            "probability_grid": lambda: self._seen("probability_grid"),
-            "features": lambda: self._seen("features"),
-            "kspace": lambda: self._each(self._kspace),
-            "action_mask": lambda: self.action_mask().to(torch.int8),
-        }
-        return {part: makers[part]() for part in self.settings.observation}
-
-    def _each(self, make: Callable[[slice], Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
-        """``make`` of all scans, a few at a time, as ``dtype``."""
-        joined: Tensor | None = None
-        for part in pieces(slice(0, self.num_envs), self._piece):
-            made = make(part)
-            if joined is None:
-                joined = torch.empty(self.num_envs, *made.shape[1:], dtype=dtype, device=self.device)
-            joined[part] = made
-        assert joined is not None
-        return joined
-
-    def _seen(self, part: str) -> Tensor:
-        return getattr(self.segmentation, part).clone()
-
-    def _image_float(self, rows: slice, white: float = 1.0) -> Tensor:
-        magnitude = self.magnitude[rows]
-        mean = magnitude.mean((1, 2), keepdim=True)
-        return (magnitude * torch.where(mean > 0, white / (_WHITE * mean), 1))[:, None]
-
-    def _image_of_255(self, rows: slice) -> Tensor:
-        return self._image_float(rows, 255.0).clamp_(max=255).round_()
-
-    def _energy(self) -> Tensor:
-        """Energy of each measured line on a log scale, float32 (N, M): 1 is the strongest, 0 a millionth or less."""
-        energy = self.scanner.energy * self.acquired
-        strongest = energy.amax(1, keepdim=True).clamp_min(1e-30)
-        return (1 + (energy / strongest).clamp_min(1e-6).log10() / 6).to(torch.float32)
-
-    def _kspace(self, rows: slice) -> Tensor:
-        """Measured k-space in units of the root mean square of its samples, zero elsewhere: float32 (B, 2 J, ., .)."""
-        trajectory = self.scanner.trajectory
-        measured = trajectory.kspace(self.scanner.measured(rows))
-        samples = self.acquired[rows].sum(1) * trajectory.num_samples * self.acquisition.coils
-        scale = (measured.abs().square().sum((1, 2, 3)) / samples).sqrt().clamp_min(1e-30)
-        return simulation.to_planes(measured / scale[:, None, None, None]).flatten(1, 2)
+        return {part: make_part(self, part) for part in self.settings.observation}
 
     def dice(self) -> tuple[Tensor, Tensor]:
         """Hard Dice per foreground class (N, K - 1), NaN where absent, and pixels predicted for absent classes."""
@@ -465,7 +411,7 @@ class KSpaceEngine:
             )
         scans = {name: state[f"scanner.{name}"].to(self.device) for name in self._SCANS}
         self._check(Episodes(scans["samples"], state["budgets"], scans["keys"]))
-        for rows in pieces(self._every, max(1, self._piece // 4)):
+        for rows in pieces(self._every, max(1, self.piece // 4)):
             self.scanner.load(rows, *(scans[name][rows] for name in ("samples", "keys", "transposed")))
         for name in self._SCANS:
             getattr(self.scanner, name).copy_(scans[name])
