@@ -61,7 +61,7 @@ class Scanner:
             return torch.zeros(self.num_envs, *shape, dtype=dtype, device=self.device)
 
         self.samples, self.keys = zeros(dtype=torch.int64), zeros(dtype=torch.int64)
-        self.transposed = zeros(dtype=torch.bool)
+        self.transposed: torch.Tensor = zeros(dtype=torch.bool)
         self.acquired, self.flagged = zeros(views, dtype=torch.bool), zeros(views, dtype=torch.bool)
         self.attempts = zeros(views, dtype=torch.int64)
         self.energy = zeros(views, dtype=self.dtype)
