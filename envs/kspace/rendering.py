@@ -8,8 +8,8 @@ from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
 
 # Side of a panel, height of its title, of the curve below the panels and of the margins, in pixels.
-_PANEL, _TITLE, _CURVE, _MARGIN = 256, 22, 150, 10
-_BACKGROUND, _INK, _FAINT, _NEWEST = (18, 18, 22), (235, 235, 235), (95, 95, 105), (255, 140, 0)
+_PANEL, _TITLE, _CURVE, MARGIN = 256, 22, 150, 10
+BACKGROUND, INK, _FAINT, NEWEST = (18, 18, 22), (235, 235, 235), (95, 95, 105), (255, 140, 0)
 # Colours that people with a colour vision deficiency can tell apart (Okabe and Ito, 2008); class 0 is not drawn.
 _CLASS_COLOURS = [(86, 180, 233), (240, 228, 66), (213, 94, 0), (0, 158, 115), (204, 121, 167), (0, 114, 178)]
 _OPACITY = 0.45
@@ -59,27 +59,27 @@ class Canvas:
     def _show(self, engine: KSpaceEngine, slot: int, newest: np.ndarray) -> None:
         self._acquired = engine.acquired[slot].cpu().numpy().copy()
         self._remaining = max(int(engine.remaining[slot]), 0)
-        image = _grey(engine.magnitude[slot].cpu().numpy())
+        image = grey(engine.magnitude[slot].cpu().numpy())
         name = "zero-filled" if not engine.scanner.needs_refresh else "reconstruction"
         self._panels = {
             "k-space": self._kspace_panel(engine.acquisition.matrix, newest),
             f"{name}, {self._acquired.sum()} of {engine.num_lines} {self._noun}": image,
         }
-        full = _grey(self._full)
+        full = grey(self._full)
         if engine.segmentation is None:
             self._measure, value = "quality", float(engine.quality[slot])
             self._panels["full k-space"] = full
         else:
             self._measure, value = "Dice", _nan_mean(engine.dice()[0][slot].cpu().numpy())
-            self._panels["prediction"] = _overlay(image, engine.segmentation.labels[slot].cpu().numpy())
-            self._panels["truth, full k-space"] = _overlay(full, self._labels)
+            self._panels["prediction"] = overlay(image, engine.segmentation.labels[slot].cpu().numpy())
+            self._panels["truth, full k-space"] = overlay(full, self._labels)
         self._curve.append((int(self._acquired.sum()), value))
 
     def _kspace_panel(self, matrix: int, newest: np.ndarray) -> np.ndarray:
         """Measured k-space in grey, the newest view coloured, the rest background: uint8 (M, M, 3)."""
         # A measured line of noise must differ from one that is not measured, and the newest must catch the eye.
         panel = np.zeros((matrix * matrix, 3))
-        for chosen, floor, colour in ((self._acquired & ~newest, 0.25, (255, 255, 255)), (newest, 0.7, _NEWEST)):
+        for chosen, floor, colour in ((self._acquired & ~newest, 0.25, (255, 255, 255)), (newest, 0.7, NEWEST)):
             shown = chosen[self._trajectory.views]
             level = self._spectrum[shown] * (1 - floor) + floor
             panel[self._trajectory.pixels[shown]] = level[:, None] * np.array(colour)
@@ -90,19 +90,19 @@ class Canvas:
         if not self._panels:
             raise SeggymError("there is nothing to render yet: call reset(), or step() after load_state_dict()")
         count = len(self._panels)
-        width = count * _PANEL + (count + 1) * _MARGIN
-        height = _TITLE + _PANEL + 2 * _TITLE + _CURVE + 2 * _MARGIN
-        picture = Image.new("RGB", (width, height), _BACKGROUND)
+        width = count * _PANEL + (count + 1) * MARGIN
+        height = _TITLE + _PANEL + 2 * _TITLE + _CURVE + 2 * MARGIN
+        picture = Image.new("RGB", (width, height), BACKGROUND)
         draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
         for index, (title, panel) in enumerate(self._panels.items()):
-            left = _MARGIN + index * (_PANEL + _MARGIN)
-            draw.text((left, 4), title, _INK, font)
+            left = MARGIN + index * (_PANEL + MARGIN)
+            draw.text((left, 4), title, INK, font)
             picture.paste(Image.fromarray(panel).resize((_PANEL, _PANEL), Image.Resampling.NEAREST), (left, _TITLE))
         top = _TITLE + _PANEL + 4
-        draw.text((_MARGIN, top), self._status(), _INK, font)
+        draw.text((MARGIN, top), self._status(), INK, font)
         if self._measure == "Dice":
-            self._draw_legend(draw, font, _MARGIN + 2 * (_PANEL + _MARGIN), top)
-        self._draw_curve(draw, font, (_MARGIN + 34, top + _TITLE + 4, width - _MARGIN, height - _TITLE))
+            self._draw_legend(draw, font, MARGIN + 2 * (_PANEL + MARGIN), top)
+        self._draw_curve(draw, font, (MARGIN + 34, top + _TITLE + 4, width - MARGIN, height - _TITLE))
         return np.asarray(picture).copy()
 
     def _status(self) -> str:
@@ -113,7 +113,7 @@ class Canvas:
     def _draw_legend(self, draw: ImageDraw.ImageDraw, font: Font, left: int, top: int) -> None:
         for name, colour in zip(self._names, _colours(len(self._names)), strict=True):
             draw.rectangle((left, top + 3, left + 10, top + 13), fill=tuple(colour))
-            draw.text((left + 15, top), name, _INK, font)
+            draw.text((left + 15, top), name, INK, font)
             left += 30 + int(draw.textlength(name, font))
 
     def _draw_curve(self, draw: ImageDraw.ImageDraw, font: Font, box: tuple[int, int, int, int]) -> None:
@@ -129,15 +129,15 @@ class Canvas:
 
         for value in np.linspace(low, high, 5):
             y = position(self._first, value)[1]
-            draw.line((left, y, right, y), _FAINT if value > low else _INK)
-            draw.text((left - 34, y - 8), f"{value:.4g}", _INK, font)
+            draw.line((left, y, right, y), _FAINT if value > low else INK)
+            draw.text((left - 34, y - 8), f"{value:.4g}", INK, font)
         for lines in np.unique(np.linspace(self._first, self._first + self._budget, 7).round().astype(int)):
-            draw.text((position(lines, low)[0], bottom + 3), str(lines), _INK, font, anchor="ma")
+            draw.text((position(lines, low)[0], bottom + 3), str(lines), INK, font, anchor="ma")
         draw.text((right, top - 2), self._noun, _FAINT, font, anchor="ra")
         if len(points) > 1:
-            draw.line([position(*point) for point in points], _NEWEST, 2)
+            draw.line([position(*point) for point in points], NEWEST, 2)
         for x, y in (position(*point) for point in points):
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_NEWEST)
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=NEWEST)
 
 
 def _log_magnitude(kspace: np.ndarray) -> np.ndarray:
@@ -147,12 +147,13 @@ def _log_magnitude(kspace: np.ndarray) -> np.ndarray:
     return np.clip(level, 0, 1)
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def grey(image: np.ndarray) -> np.ndarray:
+    """A magnitude image (C, C) in shades of grey: uint8 (C, C, 3)."""
     white = max(float(np.quantile(image, _WHITE_QUANTILE)), float(np.finfo(np.float32).tiny))
     return np.repeat((np.clip(image / white, 0, 1) * 255).astype(np.uint8)[:, :, None], 3, axis=2)
 
 
-def _overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Label colours over a grey image: uint8 (C, C, 3)."""
     labels = labels.astype(int)
     colours = np.concatenate([np.zeros((1, 3)), _colours(int(labels.max(initial=0)))])[labels]

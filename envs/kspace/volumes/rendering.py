@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from seggym.envs.kspace.rendering import _BACKGROUND, _INK, _MARGIN, _NEWEST, _grey, _overlay
+from seggym.envs.kspace.rendering import BACKGROUND, INK, MARGIN, NEWEST, grey, overlay
 from seggym.envs.kspace.volumes.engine import VolumeEngine
 from seggym.errors import SeggymError
 
@@ -42,26 +42,26 @@ class VolumeCanvas:
         newest = self._acquired & ~before if before.any() else np.zeros_like(before)
         per_row = engine.num_slots // (2 if engine.settings.pair else 1)
         bands = engine.num_slots // per_row
-        band = _STRIP + 2 * _SIDE + _MARGIN
-        width, height = _LEFT + per_row * (_SIDE + 2) + _MARGIN, _TITLE + bands * band + _MARGIN
-        picture = Image.new("RGB", (width, height), _BACKGROUND)
+        band = _STRIP + 2 * _SIDE + MARGIN
+        width, height = _LEFT + per_row * (_SIDE + 2) + MARGIN, _TITLE + bands * band + MARGIN
+        picture = Image.new("RGB", (width, height), BACKGROUND)
         draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
-        draw.text((_MARGIN, 3), self._status(engine, slot), _INK, font)
+        draw.text((MARGIN, 3), self._status(engine, slot), INK, font)
         for index in range(bands):
             top = _TITLE + index * band
             for text, y in (("lines", top), ("predicted", top + _STRIP + 40), ("truth", top + _STRIP + _SIDE + 40)):
-                draw.text((_MARGIN, y), text, _INK, font)
+                draw.text((MARGIN, y), text, INK, font)
         for place, scan in enumerate(range(slot * engine.num_slots, (slot + 1) * engine.num_slots)):
             if not bool(engine.real[slot, place]):
                 continue
             left, top = _LEFT + place % per_row * (_SIDE + 2), _TITLE + place // per_row * band
-            image = _grey(engine.slices.magnitude[scan].cpu().numpy())
+            image = grey(engine.slices.magnitude[scan].cpu().numpy())
             assert engine.segmentation is not None
             predicted = engine.segmentation.labels[scan].cpu().numpy()
             true = engine.stack.labels[engine.slices.samples[scan]].cpu().numpy()
             picture.paste(_strip(self._acquired[place], newest[place]), (left, top + 2))
             for row, labels in enumerate((predicted, true)):
-                panel = Image.fromarray(_overlay(image, labels)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+                panel = Image.fromarray(overlay(image, labels)).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
                 picture.paste(panel, (left, top + _STRIP + row * _SIDE))
         self._picture = np.asarray(picture).copy()
 
@@ -81,7 +81,7 @@ def _strip(acquired: np.ndarray, newest: np.ndarray) -> Image.Image:
     """Measured lines of a slice as a bar: white, the newest coloured."""
     colours = np.zeros((len(acquired), 3), np.uint8)
     colours[acquired] = 200
-    colours[newest] = _NEWEST
+    colours[newest] = NEWEST
     return Image.fromarray(np.repeat(colours[None], _STRIP - 4, 0)).resize(
         (_SIDE, _STRIP - 4), Image.Resampling.NEAREST
     )
