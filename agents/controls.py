@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from seggym.agents import greedy
 from seggym.agents.baselines import TuningGround, make_baselines, offered
+from seggym.agents.bench import Bench
 from seggym.agents.blind import BlindTwin
 from seggym.agents.fixed_sets import best_fixed_order, fixed_order_areas
 from seggym.agents.policies import Baseline, FixedOrder, Policy
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.kspace import view_orders
-
-if TYPE_CHECKING:
-    from seggym.agents.evaluation import Bench
 
 _FIXED_ORDERS = ("centre_out", "partial_fourier", "golden_angle", "sequential", "population_greedy")
 SELECTION_SLICES = 192
@@ -32,7 +30,7 @@ def fixed_orders(ground: TuningGround) -> list[FixedOrder]:
 
 
 def choose_best_order(
-    bench: "Bench",
+    bench: Bench,
     candidates: Sequence[FixedOrder],
     length: int,
     *,
@@ -60,7 +58,7 @@ def choose_best_order(
     return best_fixed_order(greedy.cached_search(key, find, cache)["areas"], candidates)
 
 
-def control_policies(bench: "Bench", policy: Policy, ground: TuningGround) -> list[Policy]:
+def control_policies(bench: Bench, policy: Policy, ground: TuningGround) -> list[Policy]:
     """``policy`` with swapped observations (where it observes), and the best of :func:`fixed_orders`.
 
     The swapped observation is no retrained blind twin; :mod:`seggym.agents.blind` says what the difference is.

@@ -43,7 +43,8 @@ def run(values: dict[str, Any]) -> str:
     # Imported here so that --help does not wait for torch.
     import torch
 
-    from seggym.agents.evaluation import bench_baselines, check_range, evaluate_policies, open_bench
+    from seggym.agents.bench import open_bench
+    from seggym.agents.evaluation import bench_baselines, check_range, evaluate_policies
     from seggym.agents.report import write_report
 
     require_types({key: values[key] for key in _TYPES}, _TYPES)
@@ -95,7 +96,7 @@ def _subject(values: dict[str, Any]) -> "tuple[list[Policy], str, dict[str, Any]
 def _snapshots(
     pattern: str | Sequence[str], env_id: str | None, own: dict[str, Any], output: str | None
 ) -> "tuple[list[Policy], str, dict[str, Any], Path]":
-    from seggym.agents.evaluation import settings_of
+    from seggym.agents.bench import settings_of
     from seggym.agents.snapshots import load_policy, snapshot_folders
     from seggym.reward_models.frozen import resolve_device
 

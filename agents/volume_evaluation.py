@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from seggym import __version__
-from seggym.agents.evaluation import CEILING, Bench, cached_scores, check_range
+from seggym.agents.bench import Bench
+from seggym.agents.evaluation import CEILING, cached_scores, check_range
 from seggym.agents.greedy import episode_key
 from seggym.agents.policies import Baseline, Policy
 from seggym.agents.results import EvaluationResult, PolicyResult

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from seggym.agents.baselines import BASELINES, make_baselines
-from seggym.agents.evaluation import open_bench, resolve_policy
+from seggym.agents.bench import open_bench
+from seggym.agents.evaluation import resolve_policy
 from seggym.agents.policies import Policy
 from seggym.errors import SeggymError
 from seggym.files import write_atomic

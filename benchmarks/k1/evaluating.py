@@ -11,10 +11,11 @@ from benchmarks.k1.policies import run_folder
 from benchmarks.k1.protocol import Protocol
 from benchmarks.k1.sharing import Task
 from seggym.agents.baselines import TuningGround, make_baselines
+from seggym.agents.bench import Bench, open_bench
 from seggym.agents.blind import BlindTwin
 from seggym.agents.controls import RemeasureFirst, choose_best_order, fixed_orders
 from seggym.agents.curves import curves_of, joined
-from seggym.agents.evaluation import Bench, evaluate_policies, open_bench
+from seggym.agents.evaluation import evaluate_policies
 from seggym.agents.fixed_sets import find_fixed_sets, static_order
 from seggym.agents.policies import Baseline, FixedOrder, Policy
 from seggym.agents.results import EvaluationResult

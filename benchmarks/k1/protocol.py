@@ -20,8 +20,9 @@ from seggym import __version__
 from seggym.agents.algorithms.masked_dqn import MASK
 from seggym.agents.algorithms.networks import find_algorithm
 from seggym.agents.baselines import offered
+from seggym.agents.bench import settings_of
 from seggym.agents.comparison import differences
-from seggym.agents.evaluation import check_range, settings_of
+from seggym.agents.evaluation import check_range
 from seggym.agents.fixed_sets import EVALUATIONS
 from seggym.agents.pooling import ENDPOINTS
 from seggym.agents.results import TARGET

@@ -2,7 +2,7 @@
 
 import torch
 
-from seggym.agents.evaluation import Bench
+from seggym.agents.bench import Bench
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.kspace.acquisition import Acquisition, SliceStack

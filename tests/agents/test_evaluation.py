@@ -8,6 +8,7 @@ import torch
 from synthetic_bench import make_bench
 
 import seggym
+from seggym.agents import bench as benches
 from seggym.agents import evaluation, rollouts
 from seggym.agents.baselines import make_baselines, offered
 from seggym.agents.evaluation import evaluate_policies
@@ -230,8 +231,8 @@ def test_observing_the_network_changes_no_score():
 
 def test_unknown_environments_are_refused():
     with pytest.raises(SeggymError, match="not registered"):
-        evaluation.settings_of("NoSuchEnv-v0")
+        benches.settings_of("NoSuchEnv-v0")
     with pytest.raises(SeggymError, match="no k-space environment"):
-        evaluation.settings_of("CartPole-v1")
+        benches.settings_of("CartPole-v1")
     with pytest.raises(SeggymError, match="env_id is missing"):
         seggym.evaluate(nearest_line)
