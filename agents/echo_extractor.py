@@ -78,7 +78,8 @@ class EchoExtractor(BaseFeaturesExtractor):
         # In tens of lines of 128, so that neighbours differ by a tenth.
         lines = torch.stack([*seen, *mirrored, 12.8 * offset, 12.8 * offset.abs(), rule / _POINTLESS], 1)
         corrections = self.score(self.local(lines) + self.shared(context)[:, :, None])[:, 0]
-        return torch.cat([rule + corrections, context], 1)
+        # The rule's own choice is at 0, at every step: stopping, which has no rule, is as likely early as late.
+        return torch.cat([rule - rule.amax(1, keepdim=True) + corrections, context], 1)
 
 
 def echo_position(acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:

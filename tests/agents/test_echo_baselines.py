@@ -8,10 +8,13 @@ from synthetic_bench import SCAN, Threshold, make_bench, make_stack
 from seggym.agents import echo_baselines, greedy
 from seggym.agents.baselines import make_baselines
 from seggym.agents.echo_baselines import AxisFirst, EchoFollowing, EntropyStop, OracleStop
+from seggym.agents.echo_extractor import EchoExtractor
 from seggym.agents.policies import FixedOrder
+from seggym.agents.priors import low_frequency_prior, start_head
 from seggym.agents.rollouts import Grader, RunPlan, grade_policy
 from seggym.agents.scores import plan_cases
 from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.volumes.environment import space_of
 from seggym.errors import SeggymError
 from seggym.kspace import orders
 from seggym.reward_models import metrics
@@ -164,3 +167,28 @@ def test_oracle_stops_at_its_share_of_full_dice_and_keeps_the_image():
     last = stopped["A/slice/dice"][-1].mean(-1)
     np.testing.assert_array_equal(last, curves[expected, np.arange(8)])
     assert OracleStop.privileged
+
+
+def test_an_untrained_echo_policy_follows_the_echo_and_stops_as_readily_early_as_late():
+    bench = make_bench(
+        acquisition={**SCAN, "corruption": 0.4},
+        remeasure="flagged",
+        budget=BUDGET,
+        stop_action=True,
+        observation=["acquired", "energy", "corrupted", "budget"],
+    )
+    engine = bench.make_engine(bench.settings, 8)
+    greedy.begin_training_episodes(engine, BUDGET)
+    extractor = EchoExtractor(space_of(engine))
+    head = torch.nn.Linear(extractor.features_dim, engine.num_actions)
+    start_head(head, low_frequency_prior(32, 0.0, 33), extractor.num_scores)
+    for _ in range(BUDGET):
+        with torch.no_grad():
+            logits = head(extractor(engine.observe()))
+        lines = logits[:, :32].masked_fill(~engine.action_mask()[:, :32], -torch.inf)
+        # The line that the rule prefers is as likely as stopping at every step.
+        torch.testing.assert_close(lines.amax(1), logits[:, 32])
+        expected = EchoFollowing().act(engine, {}, engine.action_mask())
+        # Lines at the same distance have the same score.
+        torch.testing.assert_close(lines.gather(1, expected[:, None])[:, 0], lines.amax(1), atol=1e-3, rtol=0)
+        engine.step(expected)
