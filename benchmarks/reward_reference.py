@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from seggym.agents.baselines import BASELINES, make_baselines
-from seggym.agents.evaluation import open_bench
+from seggym.agents.baselines import make_baselines, offered
+from seggym.agents.bench import open_bench
 from seggym.agents.greedy import episode_key
 from seggym.agents.policies import Policy
 from seggym.envs.kspace.engine import Episodes, KSpaceEngine
@@ -46,7 +46,7 @@ def main(env_id: str, *arguments: str) -> None:
     torch.set_num_threads(1)
     budget = int(options.get("budget", 24))
     bench = open_bench(env_id, {**json.loads(options.get("kwargs", "{}")), "budget": budget})
-    names = [name for name in BASELINES if name != "one_step_greedy"]
+    names = [name for name in offered(bench.settings.scan.trajectory) if name != "one_step_greedy"]
     ground = bench.ground(budget, progress=False, max_slices=int(options.get("max_slices", 24)))
     policies = [policy for policy in make_baselines(names, ground) if not policy.privileged]
     found: dict[str, list[np.ndarray]] = {reference: [] for reference in REFERENCES}
