@@ -25,9 +25,10 @@ from tqdm import tqdm
 from benchmarks.k1.evaluating import greedy_volumes
 from seggym import __version__
 from seggym.agents.baselines import EnergyFollowing, make_baselines
+from seggym.agents.bench import Bench, open_bench, settings_of
 from seggym.agents.controls import RemeasureFirst
 from seggym.agents.echo_baselines import AxisFirst, EchoFollowing
-from seggym.agents.evaluation import BATCH, Bench, open_bench
+from seggym.agents.evaluation import BATCH
 from seggym.agents.greedy import OneStepGreedy
 from seggym.agents.policies import Baseline, FixedOrder, Policy
 from seggym.agents.results import PolicyResult
@@ -37,6 +38,7 @@ from seggym.agents.snapshots import LearnedPolicy, load_policy
 from seggym.configs.checking import build
 from seggym.envs import ENVIRONMENTS
 from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.sources import load_cohort
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import read_json, write_atomic, write_json
 from seggym.kspace import orders
@@ -401,11 +403,14 @@ def kept(path: Path, key: dict[str, Any], find: Any) -> dict[str, Any]:
 
 def key_of(options: Options, name: str) -> dict[str, Any]:
     """What the numbers of a feature depend on."""
-    free = ("out", "device", "features", "policies", "datadir", "reward_model")
+    free = ("out", "device", "features", "policies", "datadir", "reward_model", "split")
     own = {field: value for field, value in asdict(options).items() if field not in free}
     cards = open_reward_model(options.reward_model).cards
+    cohort, split = load_cohort(settings_of(*environment(options, name, ("acquired",))))
     return {
         **own,
+        "fingerprint": cohort.fingerprint,
+        "split": {role: list(getattr(split, role)) for role in ("train", "test")},
         "version": VERSION,
         "seggym": __version__,
         "feature": [name, *FEATURES[name]],

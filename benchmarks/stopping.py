@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.headroom import Ground, Options, environment, kept, key_of, parsed
 from benchmarks.k1.evaluating import greedy_volumes
+from seggym.agents.bench import Bench, open_bench
 from seggym.agents.echo_baselines import EchoFollowing, OracleStop, tuned_entropy_stop
-from seggym.agents.evaluation import Bench, open_bench
 from seggym.agents.policies import Baseline, Policy
 from seggym.agents.pooling import DRAWS, Estimate
 from seggym.agents.results import PolicyResult

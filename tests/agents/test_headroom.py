@@ -104,3 +104,19 @@ def test_lines_used_are_counted_by_volume_and_never_stopping_uses_all():
     at_once = stopping.measure(here, EntropyStop(order, 10.0), order)
     assert at_once["used"] == [0.0] * 4
     np.testing.assert_allclose(at_once["dice"]["B"], none["curves"]["B"][0])
+
+
+def test_a_result_is_read_again_only_under_its_own_key(tmp_path):
+    key = headroom.key_of(OPTIONS, "echo shift 12")
+    assert key != headroom.key_of(OPTIONS, "echo shift 4")
+    other = Options(**{**vars(OPTIONS), "out": "elsewhere", "features": "plain"})
+    assert key == headroom.key_of(other, "echo shift 12")
+    path, found = tmp_path / "result.json", []
+
+    def find():
+        found.append(1)
+        return {"value": len(found)}
+
+    assert headroom.kept(path, key, find)["value"] == 1
+    assert headroom.kept(path, key, find)["value"] == 1
+    assert headroom.kept(path, {**key, "budget": 5}, find)["value"] == 2
