@@ -7,8 +7,11 @@ from synthetic_bench import SCAN, make_bench
 
 from benchmarks import headroom, stopping
 from benchmarks.headroom import FEATURES, ChosenPerSlice, Ground, Options
+from seggym.agents.bench import open_bench
 from seggym.agents.echo_baselines import EchoFollowing, EntropyStop
 from seggym.agents.policies import FixedOrder
+from seggym.agents.snapshots import load_policy
+from seggym.agents.training import TrainSettings, train
 from seggym.errors import SeggymError
 from seggym.kspace import orders
 from seggym.kspace.acquisition import Acquisition
@@ -120,3 +123,39 @@ def test_a_result_is_read_again_only_under_its_own_key(tmp_path):
     assert headroom.kept(path, key, find)["value"] == 1
     assert headroom.kept(path, key, find)["value"] == 1
     assert headroom.kept(path, {**key, "budget": 5}, find)["value"] == 2
+
+
+def test_a_policy_that_was_trained_to_stop_is_compared_with_itself(tmp_path):
+    kwargs = {
+        "reward_model": "phantom-hard",
+        "cohort_options": {"patients": 6, "test_patients": 1},
+        "budget": 4,
+        "observation": ["energy", "corrupted", "acquired", "axis", "budget"],
+        "stop_action": True,
+        "line_time": 1000.0,
+        "time_cost": 0.01,
+        "device": "cpu",
+    }
+    settings = TrainSettings(
+        run_dir=str(tmp_path),
+        env_id="KSpaceSeg-Phantom-Hard-v0",
+        env_kwargs=kwargs,
+        algorithm="maskable_ppo",
+        hyperparameters={"n_steps": 8, "batch_size": 16},
+        network={"extractor": "echo", "extractor_kwargs": {}, "net_arch": {"pi": [], "vf": [16]}, "activation": "tanh"},
+        prior_strength=6.0,
+        total_steps=32,
+        num_envs=4,
+        eval_every=0,
+        device="cpu",
+    )
+    policy = load_policy(train(settings) / "last")
+    bench = open_bench(settings.env_id, kwargs)
+    options = Options(cohort="phantom", reward_model="phantom-hard", budget=4, every=2)
+    here = Ground(bench, options, "test", sorted(set(bench.stack.volumes))[:1])
+    found = stopping.measure(here, policy, stopping.NeverStopping(policy))
+    assert 0 <= found["used"][0] <= 4
+    assert np.asarray(found["curves"]["B"]).shape == (3, 1)
+    free = here.run(stopping.NeverStopping(policy)).runs[0]
+    assert (free["lines"] >= 0).all()
+    assert free["illegal"] == 0
