@@ -237,9 +237,12 @@ def _locate(path_or_name: str | os.PathLike[str]) -> Path:
         if (folder / INDEX).is_file() or (folder / CARD).is_file():
             return folder
     where = published if is_name else name
+    # Networks of a cohort for other scans than its own are named after the experiment: acdc-hard.
+    cohort, _, experiment = name.partition("-") if is_name else ("<cohort>", "", "")
+    arguments = f"cohort={cohort}" + (f" +experiment={experiment}" if experiment else "")
     raise SeggymError(
         f"no reward model at {where} (neither {INDEX} nor {CARD}); train one with "
-        f"`bash train_reward_model.sh cohort={name if is_name else '<cohort>'}`, which takes about {TRAINING_MINUTES} "
+        f"`bash train_reward_model.sh {arguments}`, which takes about {TRAINING_MINUTES} "
         "minutes on one core, or give the folder of another"
     )
 
