@@ -29,11 +29,11 @@ from seggym.agents.bench import Bench, open_bench, settings_of
 from seggym.agents.controls import RemeasureFirst
 from seggym.agents.echo_baselines import AxisFirst, EchoFollowing
 from seggym.agents.evaluation import BATCH
-from seggym.agents.greedy import OneStepGreedy
+from seggym.agents.greedy import OneStepGreedy, evenly_spread
 from seggym.agents.policies import Baseline, FixedOrder, Policy
 from seggym.agents.results import PolicyResult
 from seggym.agents.rollouts import Grader, RunPlan, grade_full_kspace, grade_policy
-from seggym.agents.scores import plan_cases
+from seggym.agents.scores import Cases, plan_cases
 from seggym.agents.snapshots import LearnedPolicy, load_policy
 from seggym.configs.checking import build
 from seggym.envs import ENVIRONMENTS
@@ -45,7 +45,7 @@ from seggym.kspace import orders
 from seggym.reward_models.checkpoints import open_reward_model
 from seggym.reward_models.statistics import bootstrap_interval, paired_difference
 
-VERSION = 1  # to be raised when the same options give other numbers
+VERSION = 2  # to be raised when the same options give other numbers
 
 _PLAIN: dict[str, Any] = {
     "phase": [0.0, 0.0],
@@ -151,7 +151,7 @@ def environment(options: Options, name: str, observation: Sequence[str], **more:
 class Ground:
     """Where policies are run and scored: the test patients, or the training patients, by network A alone."""
 
-    def __init__(self, bench: Bench, options: Options, role: str, volumes: Sequence[str] | None) -> None:
+    def __init__(self, bench: Bench, options: Options, role: str, volumes: Sequence[str] | None = None) -> None:
         blind = replace(
             bench.settings,
             role=role,
@@ -161,6 +161,8 @@ class Ground:
             observation=("acquired",),
         )
         cases = plan_cases(bench.make_engine(blind, 1).stack, bench.class_names, only=volumes)
+        if role == "train":
+            cases = _spread(cases, options.slices)
         self.bench, self.settings, self.cases = bench, blind, cases
         self.plan = RunPlan(cases, options.budgets, -(-len(cases) // -(-len(cases) // BATCH)), once=True)
         self.weights = area_weights(self.plan.points)
@@ -244,8 +246,7 @@ def measure(options: Options, name: str) -> dict[str, Any]:
     bench = open_bench(*environment(options, name, observation))
     settings = bench.settings
     test = Ground(bench, options, "test", greedy_volumes(bench.stack, options.volumes))
-    train_stack = bench.tuning_engine("train", 1, options.budget).stack
-    train = Ground(bench, options, "train", _some_volumes(train_stack, options.slices))
+    train = Ground(bench, options, "train")
 
     axes: Sequence[int | None] = (0, 1) if settings.choose_axis else (None,)
     fixed: list[FixedOrder] = fixed_orders(bench)
@@ -295,11 +296,20 @@ def _along(policy: Baseline, axis: int | None) -> Baseline:
     return policy if axis is None else AxisFirst(policy, axis)
 
 
-def _some_volumes(stack: Any, slices: int) -> list[str]:
-    """Volumes of as many patients as possible with about ``slices`` slices together."""
-    names = greedy_volumes(stack, None)
-    per_volume = len(stack) / len(names)
-    return names[: max(1, round(slices / per_volume))]
+def _spread(cases: Cases, at_most: int) -> Cases:
+    """At most so many of ``cases`` at equal distances, so of as many patients as possible; each a volume of its own."""
+    rows = evenly_spread(len(cases), at_most)
+    names = [cases.names[row] for row in rows]
+    return replace(
+        cases,
+        samples=cases.samples[rows],
+        keys=cases.keys[rows],
+        labels=cases.labels[rows],
+        spacing=cases.spacing[rows],
+        names=names,
+        patients=[cases.patients[row] for row in rows],
+        volumes={name: [number] for number, name in enumerate(names)},
+    )
 
 
 def _best_per_slice(ground: Ground, ways: Sequence[Baseline]) -> torch.Tensor:

@@ -159,3 +159,14 @@ def test_a_policy_that_was_trained_to_stop_is_compared_with_itself(tmp_path):
     free = here.run(stopping.NeverStopping(policy)).runs[0]
     assert (free["lines"] >= 0).all()
     assert free["illegal"] == 0
+
+
+def test_training_slices_are_spread_over_patients():
+    bench = make_bench(budget=6)
+    options = Options(cohort="phantom", reward_model="phantom-hard", budget=6, every=3, slices=2)
+    train = Ground(bench, options, "train")
+    assert train.cases.samples.tolist() == [0, 4]
+    assert train.cases.patients == ["patient0", "patient1"]
+    every = Ground(bench, OPTIONS, "test")
+    order = headroom.fixed_orders(bench)[0]
+    np.testing.assert_allclose(train.slice_areas(order), every.slice_areas(order)[[0, 4]], atol=1e-6)
