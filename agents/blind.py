@@ -2,9 +2,11 @@
 
 The control for adaptivity. A twin is shown what was measured in another episode of its batch: of another patient, at
 the same number of measurements (or the nearest that the batch holds), the next scan of the batch first. Every part of
-the observation is swapped except :data:`OWN`: which lines are measured, the budget that is left and the legal actions
-stay the twin's own, for otherwise it could not act. What it cannot do is to let the image, the energies or the opinion
-of the network on *its* patient decide; what is left is an order of lines, and how to react to which are measured.
+the observation is swapped except :data:`OWN`: which lines are measured and which of them came out corrupted, the budget
+that is left and the legal actions stay the twin's own. They are the course of the scan and no property of the patient;
+with the flags of another scan a twin would measure good lines again for ever, and beating it would mean little. What it
+cannot do is to let the image, the energies or the opinion of the network on *its* patient decide; what is left is an
+order of lines, and how to react to which are measured.
 
 Two controls are made of it. A *blind twin* is trained with swapped observations (:class:`BlindEngine`, by
 ``TrainSettings.blind``) and evaluated with them: the gain over it is what seeing the patient is worth. A *swapped
@@ -23,7 +25,7 @@ from seggym.envs.kspace.volumes.table import VolumeTable
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import SliceStack
 
-OWN = ("acquired", "budget", "slices", "action_mask")
+OWN = ("acquired", "corrupted", "budget", "slices", "action_mask")
 """Parts of an observation that stay a twin's own; all others come from its partner."""
 
 

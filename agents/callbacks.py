@@ -132,6 +132,10 @@ class Validation(StatefulCallback):
         if self.schedule.due(self.num_timesteps):
             self.run()
 
+    def forget_step(self) -> None:
+        """The policy has changed without a step: the same step may be measured again."""
+        self.schedule.next, self.last_step = 0, -1
+
     def run(self) -> None:
         """Measure now, unless this step has been measured."""
         if self.model.num_timesteps == self.last_step:

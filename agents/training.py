@@ -127,6 +127,11 @@ def train(settings: TrainSettings) -> Path:
         file.begin(model.num_timesteps)
         if settings.warm_start is not None and state is None:
             warm_start = build(WarmStart, settings.warm_start, "agent.warm_start.")
+            if settings.eval_every:
+                # The policy before it is a candidate for the best one, too.
+                validation.init_callback(model)
+                validation.run()
+                validation.forget_step()
             qualities = climb_gains(model, engine, warm_start, settings.seed)
             print(f"warm start: final training quality {qualities[0]:.4f} in the first round, {qualities[-1]:.4f} last")
         try:

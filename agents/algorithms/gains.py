@@ -5,7 +5,9 @@ them (:mod:`seggym.envs.kspace.lookahead`). Their gains in quality are the exact
 that state, and the policy climbs the gain that it expects of them: an all-action policy gradient (Sutton et al.,
 "Comparing policy-gradient algorithms", 2001; Asadi et al., "Mean actor critic", 2017) on the states of the policy
 itself, as in DAgger (Ross et al., AISTATS 2011). One step is all that it looks ahead; what pays later is left to the
-algorithm that follows.
+algorithm that follows. One thing cannot be left to it: to measure again what was measured well changes nothing, which
+one step ahead looks better than a new line that may be corrupted, and a policy that learns so never gets anywhere. Such
+a line counts as the worst of those that were tried.
 """
 
 from collections.abc import Iterator
@@ -114,6 +116,9 @@ def _visit(policy: Any, engine: KSpaceEngine, settings: WarmStart, generator: to
         lines = (scores / settings.temperature + noise).topk(min(settings.candidates, scores.shape[1]), 1).indices
         gains = try_lines(engine, every.repeat_interleave(lines.shape[1]), lines.flatten()).view(lines.shape)
         gains = (gains - engine.quality[:, None]).masked_fill(~legal.gather(1, lines) | ended[:, None], torch.nan)
+        pointless = (engine.acquired & ~engine.scanner.flagged).gather(1, lines) & ~gains.isnan()
+        worst = gains.masked_fill(pointless, torch.inf).nan_to_num(torch.inf).amin(1, keepdim=True)
+        gains = torch.where(pointless, torch.minimum(gains, worst), gains)
         seen.append(observation)
         tried.append((lines, gains.to(torch.float32)))
         # The same noise at the temperature of the policy itself: one sample of it.
