@@ -12,8 +12,6 @@ from seggym.errors import SeggymError
 
 # Decades of the observation ``energy`` between 0 and 1.
 _DECADES = 6.0
-# What the prior takes from a line that there is no reason to measure again; training may overrule it.
-_POINTLESS = 8.0
 _NEEDED = ("acquired", "budget", "energy")
 
 
@@ -74,12 +72,14 @@ class EchoExtractor(BaseFeaturesExtractor):
         mirrored = [torch.where(inside, part.gather(1, index), 0) for part in seen]
         shares = torch.stack([acquired.mean(1), corrupted.mean(1), echo[:, 0] / self.num_scores - 0.5], 1)
         context = torch.cat([self.context(observations), shares], 1)
-        rule = -self.strength * offset.abs() - _POINTLESS * acquired * (1 - corrupted)
+        # A line that there is no reason to measure again comes after all others; training may overrule it.
+        rule = -(offset.abs() + acquired * (1 - corrupted))
         # In tens of lines of 128, so that neighbours differ by a tenth.
-        lines = torch.stack([*seen, *mirrored, 12.8 * offset, 12.8 * offset.abs(), rule / _POINTLESS], 1)
+        lines = torch.stack([*seen, *mirrored, 12.8 * offset, 12.8 * offset.abs(), rule], 1)
         corrections = self.score(self.local(lines) + self.shared(context)[:, :, None])[:, 0]
         # The rule's own choice is at 0, at every step: stopping, which has no rule, is as likely early as late.
-        return torch.cat([rule - rule.amax(1, keepdim=True) + corrections, context], 1)
+        prior = self.strength * (rule - rule.amax(1, keepdim=True))
+        return torch.cat([prior + corrections, context], 1)
 
 
 def echo_position(acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
