@@ -18,10 +18,11 @@ _NEEDED = ("acquired", "budget", "energy")
 class EchoExtractor(BaseFeaturesExtractor):
     """One score per line from a network that all lines share, in coordinates centred on the echo.
 
-    An echo shift moves the whole spectrum, so that an absolute line index says little. The centre of the measured
-    amplitudes says where the echo is; distances and mirror images are taken about it. Scores start from a rule,
-    ``-strength * distance / M``: measure the line nearest to the echo that is not measured, or corrupted; where
-    ``corrupted`` is observed, lines that are measured well are put last. Training corrects the rule line by line.
+    An echo shift moves the whole spectrum, so that an absolute line index says little. The measured amplitudes tell
+    where the echo is (:func:`amplitude_centre`); distances and mirror images are taken about it, and a scan and its
+    mirror image get mirrored scores. They start from a rule, ``-strength * distance / M``: measure the line nearest to
+    the echo that is not measured, or corrupted; lines that are measured well come last. Training corrects the rule line
+    by line.
 
     Input: a Dict with ``acquired`` (N, M), ``budget`` (N, 1), ``energy`` (N, M) and optionally ``corrupted`` (N, M) and
     whatever :class:`DictExtractor` takes. Output: float32 (N, M + context): scores, which the head passes on
@@ -70,16 +71,23 @@ class EchoExtractor(BaseFeaturesExtractor):
         inside = (mirror >= 0) & (mirror < self.num_scores)
         index = mirror.clamp(0, self.num_scores - 1).long()
         mirrored = [torch.where(inside, part.gather(1, index), 0) for part in seen]
-        shares = torch.stack([acquired.mean(1), corrupted.mean(1), echo[:, 0] / self.num_scores - 0.5], 1)
+        shares = torch.stack([acquired.mean(1), corrupted.mean(1), (echo[:, 0] / self.num_scores - 0.5).abs()], 1)
         context = torch.cat([self.context(observations), shares], 1)
         # A line that there is no reason to measure again comes after all others; training may overrule it.
         rule = -(offset.abs() + acquired * (1 - corrupted))
         # In tens of lines of 128, so that neighbours differ by a tenth.
         lines = torch.stack([*seen, *mirrored, 12.8 * offset, 12.8 * offset.abs(), rule], 1)
-        corrections = self.score(self.local(lines) + self.shared(context)[:, :, None])[:, 0]
+        # A scan and its mirror image are equally likely. A network that may prefer a side does so by chance, and what
+        # tells the sides apart at the start, a little more signal on one of them, drowns in it: both are averaged.
+        reflected = torch.cat([lines[:, :-3], -lines[:, -3:-2], lines[:, -2:]], 1).flip(-1)
+        corrections = (self._correct(lines, context) + self._correct(reflected, context).flip(-1)) / 2
         # The rule's own choice is at 0, at every step: stopping, which has no rule, is as likely early as late.
         prior = self.strength * (rule - rule.amax(1, keepdim=True))
         return torch.cat([prior + corrections, context], 1)
+
+    def _correct(self, lines: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Corrections (N, M) of the rule, from features (N, channels, M) of the lines and the context."""
+        return self.score(self.local(lines) + self.shared(context)[:, :, None])[:, 0]
 
 
 def echo_position(acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
