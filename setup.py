@@ -10,6 +10,7 @@ FLOORS = [
     "cohorts",
     "envs",
     "envs.kspace",
+    "envs.kspace.volumes",
     "kspace",
     "kspace.reconstruction",
     "reward_models",

@@ -111,6 +111,14 @@ class BlindEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
+    def sibling(self, num_envs: int) -> "BlindEngine":
+        """Another engine of ``num_envs`` scans, as blind."""
+        return BlindEngine(self._engine.sibling(num_envs))
+
+    def take(self, other: "BlindEngine", slots: torch.Tensor) -> None:
+        """Go on from the state of the scans ``slots`` of ``other``."""
+        self._engine.take(other._engine, slots)
+
     def observe(self) -> dict[str, torch.Tensor]:
         """The parts of the observation, fresh tensors with a leading axis N."""
         engine = self._engine

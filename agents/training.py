@@ -17,9 +17,9 @@ from stable_baselines3.common.logger import configure
 
 from seggym.agents import resuming
 from seggym.agents.algorithms import Algorithm
-from seggym.agents.algorithms.gains import WarmStart, climb_gains
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import best_legal, num_passed_scores, policy_heads
+from seggym.agents.algorithms.warm_start import WarmStart, climb_values
 from seggym.agents.blind import BlindEngine
 from seggym.agents.callbacks import (
     Checkpoints,
@@ -58,7 +58,7 @@ class TrainSettings:
     ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
     PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates
     with the observations of other patients (:mod:`seggym.agents.blind`). ``warm_start`` holds fields of
-    :class:`seggym.agents.algorithms.gains.WarmStart`, which comes before the first step; None is none.
+    :class:`seggym.agents.algorithms.warm_start.WarmStart`, which comes before the first step; None is none.
     """
 
     run_dir: str
@@ -132,7 +132,7 @@ def train(settings: TrainSettings) -> Path:
                 validation.init_callback(model)
                 validation.run()
                 validation.forget_step()
-            qualities = climb_gains(model, engine, warm_start, settings.seed)
+            qualities = climb_values(model, engine, warm_start, settings.seed)
             print(f"warm start: final training quality {qualities[0]:.4f} in the first round, {qualities[-1]:.4f} last")
         try:
             _learn(model, settings, list(parts.values()))

@@ -38,7 +38,9 @@ def run(*command: str, home: Path, file_size: int | None = None) -> subprocess.C
         if file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
-    environment = {**os.environ, "SEGGYM_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    # Where this machine keeps its data must not matter.
+    kept = {name: value for name, value in os.environ.items() if name not in ("SEGGYM_ACDC_ROOT", "SEGGYM_FOLDER_ROOT")}
+    environment = {**kept, "SEGGYM_HOME": str(home), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, preexec_fn=limit
     )

@@ -110,6 +110,20 @@ class KSpaceEngine:
         self._every = torch.arange(num_envs, device=self.device)
         self._allocate()
 
+    def sibling(self, num_envs: int) -> "KSpaceEngine":
+        """Another engine of ``num_envs`` scans of the same slices, by the same networks; no episode has begun in it."""
+        return KSpaceEngine(
+            self.stack,
+            self.settings,
+            num_envs,
+            self.networks,
+            self.routing,
+            self._cumulative.diff(prepend=self._cumulative.new_zeros(1)),
+            self.scanner.reconstruction,
+            self.device,
+            self.dtype,
+        )
+
     def _allocate(self) -> None:
         def zeros(dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(self.num_envs, dtype=dtype, device=self.device)
@@ -121,6 +135,14 @@ class KSpaceEngine:
         self.truth: Truth | None = None
         self.segmentation: Segmentation | None = None
         self._scored_by: list[Tensor] = []
+
+    def take(self, other: "KSpaceEngine", slots: Tensor) -> None:
+        """Go on from the state of the scans ``slots`` int64 (N,) of ``other``, a sibling, in all of this engine's."""
+        self.scanner.take(other.scanner, slots)
+        for name in self._STATE:
+            getattr(self, name).copy_(getattr(other, name)[slots])
+        self.truth, self.segmentation = read_rows(other.truth, slots), read_rows(other.segmentation, slots)
+        self._scored_by = self._group(self._every)
 
     # What the scanner holds and everybody asks for.
 
@@ -385,12 +407,11 @@ class KSpaceEngine:
     # --- exact resume -------------------------------------------------------------------------------------------
 
     _STATE = ("budgets", "remaining", "steps", "decisions", "quality", "initial_quality")
-    _SCANS = ("samples", "keys", "transposed", "acquired", "flagged", "attempts", "energy", "planes")
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that :meth:`load_state_dict` needs to go on exactly; copies."""
         state = {name: getattr(self, name).clone() for name in self._STATE}
-        state.update({f"scanner.{name}": getattr(self.scanner, name).clone() for name in self._SCANS})
+        state.update({f"scanner.{name}": getattr(self.scanner, name).clone() for name in Scanner.STATE})
         if self.segmentation is not None:
             kept = vars(self.segmentation).items()
             state.update({f"segmentation.{key}": value.clone() for key, value in kept if value is not None})
@@ -398,7 +419,7 @@ class KSpaceEngine:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from ``state`` of an engine with the same slices, settings and number of environments."""
-        missing = [name for name in (*self._STATE, *(f"scanner.{name}" for name in self._SCANS)) if name not in state]
+        missing = [name for name in (*self._STATE, *(f"scanner.{name}" for name in Scanner.STATE)) if name not in state]
         if missing:
             raise SeggymError(
                 f"the state of the environments lacks {', '.join(missing)}, so another version of seggym saved it; go "
@@ -409,11 +430,11 @@ class KSpaceEngine:
                 f"the state holds {len(state['budgets'])} environments, this engine has {self.num_envs}; make it with "
                 "the same num_envs"
             )
-        scans = {name: state[f"scanner.{name}"].to(self.device) for name in self._SCANS}
+        scans = {name: state[f"scanner.{name}"].to(self.device) for name in Scanner.STATE}
         self._check(Episodes(scans["samples"], state["budgets"], scans["keys"]))
         for rows in pieces(self._every, max(1, self.piece // 4)):
             self.scanner.load(rows, *(scans[name][rows] for name in ("samples", "keys", "transposed")))
-        for name in self._SCANS:
+        for name in Scanner.STATE:
             getattr(self.scanner, name).copy_(scans[name])
         for name in self._STATE:
             getattr(self, name).copy_(state[name])

@@ -44,7 +44,7 @@ class Scanner:
         self.trajectory: Trajectory = make_trajectory(acquisition, dtype, device)
         self.num_views = self.trajectory.num_views
         self._piece, self._micro_batch = piece, micro_batch
-        self._reconstruction, self._remeasures = reconstruction, remeasures
+        self.reconstruction, self._remeasures = reconstruction, remeasures
         self._either_axis = turns or acquisition.phase_encode != "columns"
         self._noise_numbers = self.trajectory.noise_numbers()
         self._views = torch.arange(self.num_views, device=device)
@@ -68,6 +68,14 @@ class Scanner:
         self.signal = zeros(views, coils, self.trajectory.num_samples, dtype=complex_dtype)
         self.planes = zeros(coils, 2, crop, crop, dtype=self.dtype)
         self.magnitude = zeros(crop, crop, dtype=self.dtype)
+
+    STATE = ("samples", "keys", "transposed", "acquired", "flagged", "attempts", "energy", "planes")
+    """What :meth:`load`, which makes the signal, and :meth:`refresh`, which makes the magnitude, do not restore."""
+
+    def take(self, other: "Scanner", slots: torch.Tensor) -> None:
+        """Copy the scans ``slots`` int64 (N,) of ``other``."""
+        for name in (*self.STATE, "signal", "magnitude"):
+            getattr(self, name).copy_(getattr(other, name)[slots])
 
     # --- beginning ----------------------------------------------------------------------------------------------
 
@@ -127,7 +135,7 @@ class Scanner:
         self.acquired[self._every, views] |= measuring
         for part in pieces(slice(0, self.num_envs), self._piece):
             self.trajectory.add(self.planes[part], change[part], views[part])
-            if self._reconstruction is None:  # while the planes are in the cache
+            if self.reconstruction is None:  # while the planes are in the cache
                 self._combine(part)
         self.attempts[self._every, views] += measuring
         if corrupted is not None:
@@ -175,18 +183,18 @@ class Scanner:
     @property
     def needs_refresh(self) -> bool:
         """Whether images are not sums of what is measured, so that measuring leaves them to :meth:`refresh`."""
-        return self._reconstruction is not None
+        return self.reconstruction is not None
 
     # --- images -------------------------------------------------------------------------------------------------
 
     def refresh(self, rows: Rows) -> None:
         """Recompute the magnitude of the scans ``rows``."""
-        size = self._piece if self._reconstruction is None else self._micro_batch
+        size = self._piece if self.reconstruction is None else self._micro_batch
         for part in pieces(slice(0, self.num_envs) if isinstance(rows, slice) else rows, size):
             self._combine(part)
 
     def _combine(self, part: Rows) -> None:
-        if self._reconstruction is not None:
+        if self.reconstruction is not None:
             self.magnitude[part] = self._reconstructed(self.measured(part), self.acquired[part], self.transposed[part])
             return
         if isinstance(part, slice) and not self._either_axis:
@@ -210,8 +218,8 @@ class Scanner:
 
     def _reconstructed(self, samples: torch.Tensor, acquired: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
         """The image (B, C, C) that the reconstruction makes of lines: samples complex (B, V, J, S)."""
-        assert self._reconstruction is not None
-        magnitude = self._reconstruction(samples.permute(0, 2, 3, 1), acquired, self.acquisition)
+        assert self.reconstruction is not None
+        magnitude = self.reconstruction(samples.permute(0, 2, 3, 1), acquired, self.acquisition)
         return self._upright(magnitude.to(self.dtype), transposed)
 
     def _upright(self, magnitude: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
@@ -221,7 +229,7 @@ class Scanner:
         """The images (B, C, C) that scans ``slots`` would show with ``views`` measured now, both int64 (B,)."""
         yielded, _, change = self.attempt(slots, views)
         acquired = self.acquired[slots] | (self._views == views[:, None])
-        if self._reconstruction is not None:
+        if self.reconstruction is not None:
             samples = self.measured(slots)
             samples[torch.arange(len(slots), device=self.device), views] = yielded
             return self._reconstructed(samples, acquired, self.transposed[slots])
@@ -232,7 +240,7 @@ class Scanner:
     def full(self, rows: torch.Tensor) -> torch.Tensor:
         """Images (B, C, C) of all views of the scans ``rows`` with the noise of a first measurement, uncorrupted."""
         every, available = torch.ones_like(self.acquired[rows]), self.available
-        if self._reconstruction is not None:
+        if self.reconstruction is not None:
             lines = every if available is None else available[rows]
             return self._reconstructed(self.signal[rows], lines, self.transposed[rows])
         planes = simulation.to_planes(self.trajectory.reconstruct(self.signal[rows], None))

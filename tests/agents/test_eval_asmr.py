@@ -115,7 +115,7 @@ def test_both_networks_score_and_surfaces_are_there(reward_model, tmp_path):
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert {row["net"] for row in content["results"]} == {"A", "B", "image"}
     assert {"full", "independent"} <= set(content["provenance"]["weights"])
-    assert len(content["policies"]) == 9
+    assert len(content["policies"]) == 10
 
 
 def test_patients_that_net_b_was_trained_on_are_refused(reward_model):

@@ -19,7 +19,8 @@ def stack(make_stack):
     labels = torch.zeros_like(stack.labels[:6])
     labels[:5, 3:6, 3:6] = 1
     labels[4, 6:9, 6:9] = 2
-    rows = {key: value[:6] for key, value in vars(stack).items() if key not in ("labels", "num_classes")}
+    rows = {key: value[:6] for key, value in vars(stack).items() if isinstance(value, (torch.Tensor, tuple))}
+    del rows["labels"]
     return replace(stack, labels=labels, **rows)
 
 
