@@ -25,7 +25,7 @@ from seggym.reward_models.checkpoints import open_reward_model
 from seggym.reward_models.frozen import FrozenNetwork, load_frozen
 from seggym.reward_models.metrics import dice_per_class, encode_truth, most_probable
 from seggym.reward_models.statistics import bootstrap_interval
-from seggym.reward_models.training import simulate
+from seggym.reward_models.training_scans import simulate
 
 LINES = 15
 

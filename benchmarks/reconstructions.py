@@ -28,7 +28,7 @@ from seggym.reward_models.image_quality import encode_reference, ssim
 from seggym.reward_models.metrics import dice_per_class, encode_truth, most_probable
 from seggym.reward_models.slices import prepared_slices
 from seggym.reward_models.statistics import bootstrap_interval, paired_difference
-from seggym.reward_models.training import measure
+from seggym.reward_models.training_scans import measure
 
 _AT_A_TIME = 8
 _DEFAULTS = {"cohort": "phantom", "datadir": "", "reward_model": "phantom", "networks": "", "methods": "", "coils": "1"}

@@ -20,7 +20,7 @@ from seggym.reward_models.metrics import (
     volume_dice,
 )
 from seggym.reward_models.statistics import bootstrap_interval
-from seggym.reward_models.training import simulate
+from seggym.reward_models.training_scans import simulate
 
 ACCELERATIONS = (1, 2, 4, 8, 16)
 

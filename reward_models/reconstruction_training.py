@@ -14,7 +14,7 @@ from seggym.reward_models.evaluation import ACCELERATIONS
 from seggym.reward_models.frozen import FrozenNetwork, reconstruct_with
 from seggym.reward_models.image_quality import ReferenceTerms, encode_reference, ssim
 from seggym.reward_models.statistics import bootstrap_interval
-from seggym.reward_models.training import Simulator, measure
+from seggym.reward_models.training_scans import Simulator, measure
 
 _AT_A_TIME = 32
 

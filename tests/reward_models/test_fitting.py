@@ -17,12 +17,13 @@ from seggym.cohorts.splits import split_cohort
 from seggym.errors import SeggymError
 from seggym.files import read_json, write_json
 from seggym.kspace.acquisition import Acquisition
-from seggym.reward_models import training
+from seggym.reward_models import training, training_scans
 from seggym.reward_models.checkpoints import open_reward_model, weights_hash
 from seggym.reward_models.fitting import Plan, fit_reward_model
 from seggym.reward_models.networks import build_network
 from seggym.reward_models.slices import prepared_slices
-from seggym.reward_models.training import Recipe, Simulator, train_network
+from seggym.reward_models.training import Recipe, train_network
+from seggym.reward_models.training_scans import Simulator
 
 SCAN = Acquisition(matrix=48, crop=32)
 RECIPE = Recipe(options={"widths": [4, 8]}, iterations=4, batch_size=3, validate_every=2, patience=0)
@@ -98,7 +99,7 @@ def test_augmented_labels_follow_their_images(stacks):
     same = replace(
         stack, images=block.expand(len(stack), -1, -1), labels=shrunk.to(torch.uint8).expand(len(stack), -1, -1)
     )
-    moved = training._moved(same, torch.arange(12), scan, np.random.default_rng(3))
+    moved = training_scans._moved(same, torch.arange(12), scan, np.random.default_rng(3))
     seen = torch.nn.functional.interpolate(moved.images[:, None], size=scan.crop, mode="area")[:, 0] > 0.5
     overlap = (seen & (moved.labels > 0)).sum((1, 2)) / (seen | (moved.labels > 0)).sum((1, 2)).clamp_min(1)
     assert overlap.min() > 0.8
@@ -180,3 +181,32 @@ def test_torchrun_trains_one_network_on_two_processes(tmp_path, phantom_root):
     saved = load_file(tmp_path / "model" / "full" / "model.safetensors")
     assert set(saved) == set(first["averaged"])
     assert all(torch.equal(value, saved[name]) for name, value in first["averaged"].items())
+
+
+def test_a_network_starts_from_another(cohort, tmp_path):
+    split = split_cohort(cohort)
+    tiny = replace(RECIPE, iterations=1, validate_every=1)
+    fit_reward_model(tmp_path / "first", cohort, split, SCAN, Plan(tiny, None, folds=0), CPU)
+    start = open_reward_model(tmp_path / "first").full
+    kept = replace(tiny, start=str(start), learning_rate=1e-12, weight_decay=0.0, average=0.0, seed=5)
+    fit_reward_model(tmp_path / "second", cohort, split, SCAN, Plan(kept, None, folds=0), CPU)
+    before, after = (load_file(tmp_path / name / "full" / "model.safetensors") for name in ("first", "second"))
+    learned = [name for name in before if "running" not in name and "batches" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learned)
+    with pytest.raises(SeggymError, match="another architecture, other options"):
+        train_network(
+            replace(kept, options={"widths": [4, 16]}),
+            *(prepared_slices(cohort, patients, SCAN) for patients in (split.train, split.val)),
+            SCAN,
+            tmp_path / "third",
+            CPU,
+        )
+
+
+def test_a_start_that_has_seen_who_is_held_out_is_refused(cohort, tmp_path):
+    split = split_cohort(cohort)
+    tiny = replace(RECIPE, iterations=1, validate_every=1)
+    fit_reward_model(tmp_path / "first", cohort, split, SCAN, Plan(tiny, None, folds=0), CPU)
+    plan = Plan(replace(tiny, start=str(tmp_path / "first")), None, folds=2)
+    with pytest.raises(SeggymError, match="was trained on"):
+        fit_reward_model(tmp_path / "second", cohort, split, SCAN, plan, CPU, ["fold0"])

@@ -20,7 +20,8 @@ from seggym.reward_models.image_quality import encode_reference, ssim
 from seggym.reward_models.networks import build_network
 from seggym.reward_models.reconstruction_training import ReconstructionTask
 from seggym.reward_models.slices import prepared_slices
-from seggym.reward_models.training import Recipe, Simulator, measure, train_network
+from seggym.reward_models.training import Recipe, train_network
+from seggym.reward_models.training_scans import Simulator, measure
 
 SCAN = Acquisition(matrix=48, crop=32, coils=2)
 OPTIONS = {"cascades": 2, "width": 6, "layers": 3}
