@@ -26,7 +26,7 @@ from seggym.errors import SeggymError
 from seggym.filming import film
 from seggym.kspace import measured
 from seggym.kspace.acquisition import Acquisition, prepare
-from seggym.reward_models import training
+from seggym.reward_models import training_scans
 from seggym.reward_models.fitting import Plan, fit_reward_model
 from seggym.reward_models.training import Recipe
 
@@ -286,7 +286,7 @@ def test_augmentation_moves_labels_with_the_image():
     raw = Volume("p", "f", label.astype(np.float32), label, (8.0, 1.0, 1.0), kspace=kspace.astype(np.complex64))
     scan = Acquisition(matrix=60, crop=56, coils=3)
     stack = prepare([raw], scan, 2)
-    moved = training._moved(stack, torch.zeros(12, dtype=torch.int64), scan, np.random.default_rng(0))
+    moved = training_scans._moved(stack, torch.zeros(12, dtype=torch.int64), scan, np.random.default_rng(0))
     image = measured.full_image(torch.view_as_complex(moved.hybrid))[:, 2:58, 2:58]
     drawn = moved.labels == 1
     assert 0.3 < (drawn[:, None] & drawn[None]).sum((2, 3)).div(drawn.sum()).mul(12).median() < 0.95  # they do move
