@@ -26,7 +26,7 @@ from seggym.errors import SeggymError
 from seggym.filming import film
 from seggym.kspace import measured
 from seggym.kspace.acquisition import Acquisition, prepare
-from seggym.reward_models import training_scans
+from seggym.reward_models import training, training_scans
 from seggym.reward_models.fitting import Plan, fit_reward_model
 from seggym.reward_models.training import Recipe
 
