@@ -353,7 +353,9 @@ class KSpaceEngine:
         # Nearest first; of two at the same distance the one of the higher index, as everywhere.
         number = torch.arange(self.num_lines, device=self.device)
         distance = 2 * (number - line[:, None]).abs() + (number < line[:, None])
-        distance = torch.where(self._measurable(), distance, 4 * self.num_lines)
+        # A segment is filled with lines that are missing or corrupted, whatever else may be measured again.
+        missing = self._measurable() & (~self.acquired | self.flagged)
+        distance = torch.where(missing, distance, 4 * self.num_lines).scatter(1, line[:, None], -1)
         nearest = distance.topk(min(wanted, self.num_lines), dim=1, largest=False)
         for rank in range(nearest.values.shape[1]):
             there = measuring & (nearest.values[:, rank] < 4 * self.num_lines) & (rank < self.remaining)

@@ -148,6 +148,14 @@ def test_a_segment_holds_the_nearest_lines_and_ends_with_the_budget(make_engine)
     assert engine.steps.tolist() == [6, 6]
 
 
+def test_a_segment_repeats_the_line_that_was_chosen_and_no_other_good_one(make_engine):
+    engine = make_engine(1, acquisition=SCAN, lines_per_step=3, remeasure="any")
+    begin(engine, [1])
+    engine.step(torch.tensor([24]))
+    assert engine.acquired[0].nonzero()[:, 0].tolist() == [22, 23, 24, 25, 26]
+    assert engine.scanner.attempts[0, 22:27].tolist() == [1, 1, 2, 1, 1]
+
+
 @pytest.mark.parametrize("objective", ["final", "area"])
 def test_segments_and_the_choice_of_the_axis_telescope(make_engine, objective):
     engine = make_engine(3, acquisition=BEATS, lines_per_step=2, choose_axis=True, objective=objective)
