@@ -134,7 +134,7 @@ def fit_member(
         card = read_card(folder)
         made_with = (card.task, card.metrics.get("reconstruction", "zero_filled"))
         other = sorted(card.patients) != sorted(patients) or made_with != (task, reconstruction)
-        if other or card.metrics.get("recipe") != recipe.as_dict():
+        if other or not recipe.made(card.metrics.get("recipe")):
             raise SeggymError(
                 f"{folder} holds a network trained on other patients or images, for another task or with another "
                 "recipe: remove it, or choose another output folder"

@@ -71,6 +71,10 @@ class Recipe:
         }
         return {**asdict(self), "options": options}
 
+    def made(self, record: Any) -> bool:
+        """Whether ``record`` is :meth:`as_dict` of this recipe; what it has no name for had its default then."""
+        return isinstance(record, dict) and {**Recipe().as_dict(), **record} == self.as_dict()
+
 
 class Task(Protocol):
     """What a network is trained for: its batches, its loss and how it is validated."""
@@ -321,7 +325,7 @@ class _Trainer:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
             raise SeggymError(f"{path} cannot be read ({error}): remove it to train from the start") from None
-        if state["recipe"] != self.recipe.as_dict():
+        if not self.recipe.made(state["recipe"]):
             raise SeggymError(f"{path} was made with another recipe: remove {self.folder} to train from the start")
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])

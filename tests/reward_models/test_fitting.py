@@ -183,6 +183,15 @@ def test_torchrun_trains_one_network_on_two_processes(tmp_path, phantom_root):
     assert all(torch.equal(value, saved[name]) for name, value in first["averaged"].items())
 
 
+def test_a_record_of_an_earlier_version_lacks_what_had_no_name_then():
+    record = replace(RECIPE, iterations=7).as_dict()
+    del record["start"], record["start_member"]
+    assert replace(RECIPE, iterations=7).made(record)
+    assert not RECIPE.made(record)
+    assert not replace(RECIPE, iterations=7, start="phantom").made(record)
+    assert not RECIPE.made(None)
+
+
 def test_a_network_starts_from_another(cohort, tmp_path):
     split = split_cohort(cohort)
     tiny = replace(RECIPE, iterations=1, validate_every=1)
