@@ -1,9 +1,11 @@
-"""What every batched engine shares: records of tensors, read and written for some of their rows."""
+"""What every batched engine shares: legal and illegal actions, and records of tensors, by rows."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from seggym.errors import SeggymError
 
 # Rows of a batch: indices int64 (B,), or slice(None) for all of them, which copies nothing.
 Rows = torch.Tensor | slice
@@ -16,6 +18,28 @@ def pieces(rows: torch.Tensor | slice, size: int) -> Iterator[Any]:
         return
     for start in range(rows.start, rows.stop, size):
         yield slice(start, min(start + size, rows.stop))
+
+
+def judge(
+    actions: torch.Tensor, mask: torch.Tensor, active: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``actions`` int64 (N,) with 0 in place of what is no action, and which are legal and illegal, bool (N,) each.
+
+    ``mask`` bool (N, A) are the legal actions; a scan that is not ``active`` bool (N,) does neither.
+    """
+    inside = (actions >= 0) & (actions < mask.shape[1])
+    chosen = torch.where(inside, actions, 0)
+    legal = mask.gather(1, chosen[:, None])[:, 0] & inside & active
+    return chosen, legal, active & ~legal
+
+
+def refuse(illegal: torch.Tensor, actions: torch.Tensor, reason: str) -> None:
+    """Raise :class:`SeggymError` for the first of ``actions`` (N,) that is ``illegal`` bool (N,)."""
+    if bool(illegal.any()):
+        slot = int(illegal.nonzero()[0])
+        raise SeggymError(
+            f"action {int(actions[slot])} of environment {slot} is illegal: {reason}; choose among info['action_mask']"
+        )
 
 
 def read_rows(record: Any, rows: Rows) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seggym.envs.batched import Rows, pieces, read_rows, write_rows
+from seggym.envs.batched import Rows, judge, pieces, read_rows, refuse, write_rows
 from seggym.envs.kspace.observation import make_part
 from seggym.envs.kspace.reward import Truth, quality, quality_reward
 from seggym.envs.kspace.scanner import Scanner
@@ -280,20 +280,13 @@ class KSpaceEngine:
     def step(self, actions: Tensor, active: Tensor | None = None) -> StepResult:
         """Measure line ``actions`` int64 (N,) in every environment that is ``active`` bool (N,) (default: all).
 
-        With ``lines_per_step`` L the L - 1 lines nearest to it that may be measured follow (as far as the budget goes).
+        With ``lines_per_step`` L the L - 1 nearest lines that are missing or corrupted follow, within the budget.
         """
         rows: Rows = slice(None) if active is None else active.nonzero()[:, 0]
         active = torch.ones_like(actions, dtype=torch.bool) if active is None else active
-        inside = (actions >= 0) & (actions < self.num_actions)
-        chosen = torch.where(inside, actions, 0)
-        legal = self.action_mask().gather(1, chosen[:, None])[:, 0] & inside & active
-        illegal = active & ~legal
-        if self.settings.illegal_action == "raise" and bool(illegal.any()):
-            slot = int(illegal.nonzero()[0])
-            raise SeggymError(
-                f"action {int(actions[slot])} of environment {slot} is illegal: the line is measured already or is no "
-                "candidate; choose among info['action_mask']"
-            )
+        chosen, legal, illegal = judge(actions, self.action_mask(), active)
+        if self.settings.illegal_action == "raise":
+            refuse(illegal, actions, "the line is measured already or is no candidate")
         turning = self._turn(chosen, legal)
         measuring = legal & (chosen < self.num_lines)
         stopping = legal & ~measuring & ~turning

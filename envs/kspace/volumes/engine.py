@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from seggym.envs.batched import judge, refuse
 from seggym.envs.kspace.engine import BUDGET_STREAM, SAMPLE_STREAM, Episodes, KSpaceEngine, StepResult
 from seggym.envs.kspace.reward import quality_reward
 from seggym.envs.kspace.segmentation import Segmentation
@@ -179,16 +180,9 @@ class VolumeEngine:
     def step(self, actions: torch.Tensor, active: torch.Tensor | None = None) -> StepResult:
         """Do ``actions`` int64 (N,) in every environment that is ``active`` bool (N,) (default: all)."""
         active = torch.ones_like(actions, dtype=torch.bool) if active is None else active
-        inside = (actions >= 0) & (actions < self.num_actions)
-        chosen = torch.where(inside, actions, 0)
-        legal = self.action_mask().gather(1, chosen[:, None])[:, 0] & inside & active
-        illegal = active & ~legal
-        if self.settings.illegal_action == "raise" and bool(illegal.any()):
-            slot = int(illegal.nonzero()[0])
-            raise SeggymError(
-                f"action {int(actions[slot])} of environment {slot} is illegal: the line is measured already, is no "
-                "candidate, or belongs to no slice; choose among info['action_mask']"
-            )
+        chosen, legal, illegal = judge(actions, self.action_mask(), active)
+        if self.settings.illegal_action == "raise":
+            refuse(illegal, actions, "the line is measured already, is no candidate, or belongs to no slice")
         scanned = self._scanned(chosen) & active[:, None]
         lines = (chosen % self.num_lines)[:, None].expand(-1, self.num_slots)
         self.slices.step(lines.flatten(), (scanned & legal[:, None]).flatten())
