@@ -78,6 +78,8 @@ class Acquisition:
         if not 0 < self.crop <= self.matrix:
             raise SeggymError(f"crop={self.crop} does not fit matrix={self.matrix}: choose 0 < crop <= matrix")
         self._check_trajectory()
+        if self.echo_shift < 0:
+            raise SeggymError(f"echo_shift={self.echo_shift} is the largest displacement in lines, expected 0 or more")
         if self.coils < 1:
             raise SeggymError(f"coils={self.coils} must be at least 1")
         if self.snr == math.inf:

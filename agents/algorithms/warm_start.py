@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seggym.agents.algorithms.scores import ACTOR_CRITICS, best_legal
 from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.volumes.settings import VolumeSettings
 from seggym.errors import SeggymError
 
 
@@ -74,12 +75,14 @@ class _States:
 def climb_values(model: BaseAlgorithm, engine: KSpaceEngine, settings: WarmStart, seed: int) -> list[float]:
     """Improve the actor of ``model`` in place on episodes like those of ``engine``, which itself is left alone.
 
-    Returns the mean final quality of each round. Raises :class:`SeggymError` for a policy without an actor, and where
-    the axis of phase encoding is an action.
+    Returns the mean final quality of each round. Raises :class:`SeggymError` for a policy without an actor, for
+    episodes over volumes, and where the axis of phase encoding is an action.
     """
     policy: Any = model.policy
     if not isinstance(policy, ACTOR_CRITICS):
         raise SeggymError(f"warm_start needs an actor, {type(model).__name__} has none: leave it out")
+    if isinstance(engine.settings, VolumeSettings):
+        raise SeggymError("warm_start follows single scans and no volumes: leave it out")
     if engine.settings.choose_axis:
         raise SeggymError("warm_start tries lines, the first action of choose_axis=true is none: leave it out")
     scans, branches = engine.sibling(settings.scans), engine.sibling(settings.scans * settings.candidates)
@@ -115,8 +118,9 @@ def _visit(
     seen: list[dict[str, Tensor]] = []
     tried: list[tuple[Tensor, Tensor]] = []
     ended = torch.zeros(scans.num_envs, dtype=torch.bool, device=scans.device)
-    # Rounds begin to try at different lines, so that all are tried at some time.
-    number = int(torch.randint(settings.every, (1,), generator=generator))
+    # Rounds begin at different lines, so that all are tried at some time, but within the shortest episode.
+    steps = -(-scans.settings.budget_range[1] // scans.settings.lines_per_step)
+    number = -int(torch.randint(min(settings.every, steps), (1,), generator=generator))
     while not bool(ended.all()):
         legal = scans.action_mask()
         observation = {name: value.to(policy.device) for name, value in scans.observe().items()}
@@ -129,7 +133,8 @@ def _visit(
         drawn = scores / settings.temperature - (-uniform.log()).log()
         if number % settings.every == 0:
             count = min(settings.candidates, scans.num_lines)
-            lines = drawn[:, : scans.num_lines].scatter(1, best[:, None] % scans.num_lines, torch.inf)
+            likely = scores[:, : scans.num_lines].argmax(1, keepdim=True)
+            lines = drawn[:, : scans.num_lines].scatter(1, likely, torch.inf)
             lines = lines.topk(count, 1).indices
             values = _values(policy, scans, branches, lines, settings.horizon)
             values = values.masked_fill(~legal.gather(1, lines) | ended[:, None], torch.nan)

@@ -72,7 +72,7 @@ class KSpaceSettings:
     then the initial ones until the last step, unless the network is observed.
     Episode: ``budget`` (lines after the initial ones; a number or a range [low, high] drawn per episode),
     ``candidates`` ([first, last] line that may be measured; None is all), ``lines_per_step`` (a segment per heart beat:
-    the line of the action and those nearest to it that may be measured), ``remeasure`` (which lines may be measured
+    the line of the action and the nearest that are missing or corrupted), ``remeasure`` (which lines may be measured
     again, replacing what was measured: "never", "flagged" as corrupted, "any"), ``choose_axis`` (the first action is
     the axis of phase encoding; two actions after all others, columns and rows; it uses no budget), ``stop_action``,
     ``illegal_action``, ``illegal_penalty``, ``train_sampler_filename`` (weights of the slices in the draw).

@@ -68,6 +68,14 @@ def test_illegal_lines_have_no_value(policy):
     assert torch.equal(states.values.isnan(), acquired.gather(1, states.lines))
 
 
+def test_the_shortest_episode_has_a_state(policy):
+    engine = engine_of(budget=1)
+    settings = WarmStart(scans=6, candidates=3, every=3, horizon=2)
+    for seed in range(4):
+        states = _visit(policy, engine, engine.sibling(18), settings, torch.Generator().manual_seed(seed))
+        assert len(states.lines) == 6
+
+
 def test_a_sibling_goes_on_from_anywhere():
     engine = engine_of(acquisition={**SCAN, "corruption": 0.3}, remeasure="any")
     every = torch.arange(6)

@@ -273,6 +273,7 @@ def test_orientation_and_field_of_view_move_image_and_labels_alike():
         {"corruption": 1.0},
         {"corruption": -0.1},
         {"orientation": 200.0},
+        {"echo_shift": -1.0},
         {"field_of_view": (0.8, 1.0)},
         {"field_of_view": (1.2, 1.1)},
     ],
