@@ -1,0 +1,1 @@
+"""Active learning: which sample to annotate next (``ALSelect-*``)."""
