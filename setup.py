@@ -6,6 +6,7 @@ FLOORS = [
     "agents",
     "agents.algorithms",
     "agents.rllib",
+    "agents.strategies",
     "configs",
     "cohorts",
     "envs",
