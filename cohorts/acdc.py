@@ -5,7 +5,7 @@ Three layouts are read:
 - ``nifti``, the official download: ``patientXXX/{Info.cfg, patientXXX_frameYY.nii.gz, patientXXX_frameYY_gt.nii.gz}``,
   optionally ``..._scribble.nii.gz`` (Valvano et al., IEEE TMI 2021), also below ``training/`` and ``testing/``;
 - ``png``: numbered slices, see :mod:`seggym.cohorts.acdc_png`;
-- ``h5``: the preprocessing of WSL4MIS, see :mod:`seggym.cohorts.acdc_h5`.
+- ``h5``: the preprocessing of WSL4MIS, see :mod:`seggym.cohorts.wsl4mis`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from seggym.cohorts import acdc_h5, acdc_png
+from seggym.cohorts import acdc_png, wsl4mis
 from seggym.cohorts.cases import Case, Source, build_cohort
 from seggym.cohorts.cohort import Cohort, require_folder
 from seggym.cohorts.examples import example_patient
@@ -24,6 +24,14 @@ from seggym.files import write_atomic
 CLASS_NAMES = ("background", "right ventricle", "myocardium", "left ventricle")
 SCRIBBLE_IGNORE = 4
 LAYOUTS = ("nifti", "png", "h5")
+
+
+def _parse_h5(stem: str) -> tuple[str, str] | None:
+    match = re.fullmatch(r"(patient\d+)_(frame\d+)", stem)
+    return (match[1], match[2]) if match else None
+
+
+H5_FORM = wsl4mis.H5Form(_parse_h5)
 
 
 def open_acdc(root: str | os.PathLike[str], *, layout: str = "auto") -> Cohort:
@@ -44,6 +52,8 @@ def open_acdc(root: str | os.PathLike[str], *, layout: str = "auto") -> Cohort:
             f"{root} holds no ACDC data, expected patientXXX/Info.cfg with NIfTI files, patientXXX/images/*.png, or "
             "ACDC_training_volumes/*.h5; point data_root at the folder that holds the patients"
         )
+    if found == "h5":
+        return wsl4mis.open_h5("acdc", root, CLASS_NAMES, H5_FORM)
     cases = find_cases(root, found, refuse)
     also = [path for folder in {case.image.files[0].parent for case in cases} for path in _side_files(folder)]
     cohort = build_cohort("acdc", root, CLASS_NAMES, cases, also=also, scribble_ignore=SCRIBBLE_IGNORE)
@@ -60,13 +70,13 @@ def find_layout(root: Path) -> str | None:
     # With masks/ instead of labels/ it is the layout of `seggym.cohorts.folder`.
     if any((folder / "images").is_dir() and not (folder / "masks").is_dir() for folder in folders):
         return "png"
-    return "h5" if acdc_h5.h5_folders(root) else None
+    return "h5" if wsl4mis.holds_h5(root, H5_FORM) else None
 
 
 def find_cases(root: Path, layout: str, complain: Complain) -> list[Case]:
     """The volumes below ``root``; missing pairs, a patient that occurs twice and the like go to ``complain``."""
     if layout == "h5":
-        return acdc_h5.find_h5_cases(root, complain)
+        return wsl4mis.find_h5_cases(root, H5_FORM, complain)
     cases: list[Case] = []
     seen: dict[str, Path] = {}
     for folder in patient_folders(root):
@@ -99,7 +109,9 @@ def write_example(directory: str | os.PathLike[str], layout: str = "nifti", pati
         if layout == "png":
             acdc_png.write_png_patient(folder, group, volumes)
         elif layout == "h5":
-            acdc_h5.write_h5_volumes(directory, volumes)
+            for volume in volumes:
+                wsl4mis.write_h5_volume(directory / "ACDC_training_volumes" / f"{volume.name}.h5", volume)
+                wsl4mis.write_h5_slices(directory / "ACDC_training_slices", volume.name, volume)
         elif layout == "nifti":
             write_atomic(folder / "Info.cfg", f"ED: 1\nES: 9\nGroup: {group}\nNbFrame: 20\n".encode())
             for volume in volumes:

@@ -10,16 +10,20 @@ import numpy as np
 
 from seggym.cohorts.cohort import Cohort, Volume
 from seggym.cohorts.fingerprints import fingerprint_files
-from seggym.cohorts.scans import Complain, Scan, image_faults, label_faults, refuse
+from seggym.cohorts.scans import Complain, Reader, Scan, image_faults, label_faults, refuse
 from seggym.errors import SeggymError
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files that make up one array: a single file, or one file per slice, and the function that reads one."""
+    """The files that make up one array: a single file, or one file per slice, and the function that reads one.
+
+    ``finish`` is applied to the stacked values (Z, Y, X), for what only the whole volume tells.
+    """
 
     files: tuple[Path, ...]
-    read: Callable[[Path, Complain], Scan | None]
+    read: Reader
+    finish: Callable[[np.ndarray], np.ndarray] | None = None
 
     def scan(self, complain: Complain) -> Scan | None:
         """Read all files and stack their slices, (Z, Y, X); None after a complaint."""
@@ -33,7 +37,10 @@ class Source:
             if scan.values.shape != shape:
                 complain(path, f"has shape {scan.values.shape}, expected {shape} as in {self.files[0].name}")
                 clean = False
-        return Scan(np.concatenate([scan.values for scan in read]), read[0].spacing) if clean else None
+        if not clean:
+            return None
+        values = np.concatenate([scan.values for scan in read])
+        return Scan(values if self.finish is None else self.finish(values), read[0].spacing)
 
     def parts(self, values: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
         """Each file with its part of ``values`` (Z, Y, X)."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from seggym.cohorts import acdc, cmrxrecon, folder, raw_kspace
+from seggym.cohorts import acdc, chaos, cmrxrecon, davis, folder, mscmr, raw_kspace, wsl4mis
 from seggym.cohorts.cases import AnyCase, Case
 from seggym.cohorts.scans import affine
 from seggym.errors import SeggymError
 
-COHORTS = ("auto", "acdc", "cmrxrecon", "folder", "raw")
+COHORTS = ("auto", "acdc", "chaos", "cmrxrecon", "davis", "folder", "mscmr", "raw")
 
 # Without a stated class count a label of a folder cohort may be any value of a byte.
 _ANY_CLASS = 256
@@ -48,11 +48,12 @@ class Report:
 def check_data(root: str | os.PathLike[str], cohort: str = "auto", num_classes: int | None = None) -> list[Problem]:
     """All problems of the data at ``root``; an empty list means that every volume can be used.
 
-    ``cohort`` is "acdc" (also phantoms, which have its layout), "cmrxrecon", "folder", "raw" or "auto". ``num_classes``
-    is the number of label values, by default 4 for ACDC and CMRxRecon and unlimited for a folder. Found are: missing
-    pairs, shape and affine mismatches, labels outside the set or no integers, NaN and infinite values, empty volumes,
-    colour and complex images, truncated and foreign files, patients that occur twice, broken ``Info.cfg`` and
-    ``patients.csv``, and raw k-space without header, coil or samples.
+    ``cohort`` is one of :data:`COHORTS`; "acdc" also does for phantoms, which have its layout, and "auto" recognises
+    all but the WSL4MIS files of CHAOS, DAVIS and MS-CMRSeg, whose names are alike. ``num_classes`` is the number of
+    label values, by default the cohort's and unlimited for a folder. Found are: missing pairs, masks and folders, shape
+    and affine mismatches, labels outside the set or no integers, NaN and infinite values, empty volumes, colour and
+    complex images, truncated and foreign files, patients that occur twice or in two roles, broken ``Info.cfg``,
+    ``patients.csv`` and split lists, and raw k-space without header, coil or samples.
     """
     return inspect_data(root, cohort, num_classes).problems
 
@@ -79,36 +80,82 @@ def inspect_data(root: str | os.PathLike[str], cohort: str = "auto", num_classes
     if not root.is_dir():
         report.complain(root, "is not a folder, expected the one that holds the patients; mend the path")
         return report
-    layout = acdc.find_layout(root) if cohort in ("auto", "acdc") else None
-    cases: Sequence[AnyCase]
-    if layout is not None:
-        classes = num_classes or len(acdc.CLASS_NAMES)
-        cases = acdc.find_cases(root, layout, report.complain)
-    elif cohort == "folder" or (cohort == "auto" and folder.is_folder_cohort(root)):
-        classes = num_classes or _ANY_CLASS
-        cases = folder.find_folder_cases(root, classes, report.complain)
-    elif cohort == "cmrxrecon" or (cohort == "auto" and cmrxrecon.is_cmrxrecon(root)):
-        classes = num_classes or len(cmrxrecon.CLASS_NAMES)
-        cases = cmrxrecon.find_cmrxrecon_cases(root, report.complain)
-    elif cohort == "raw" or (cohort == "auto" and raw_kspace.is_raw_cohort(root)):
-        classes = len(raw_kspace.CLASS_NAMES)
-        cases = raw_kspace.find_raw_cases(root, report.complain)
-    else:
-        report.complain(
-            root,
-            "holds data in no known layout, expected ACDC, CMRxRecon, images and masks, or raw k-space; mend the path",
-        )
+    parts = _find_parts(root, cohort, num_classes, report)
+    if parts is None:
         return report
+    cases = [case for _, found in parts for case in found]
     if not cases and not report.problems:
         report.complain(root, f"holds no volume of cohort {cohort}, expected at least one; mend the path")
     report.patients = len({case.patient for case in cases})
     report.volumes = len(cases)
-    for case in cases:
-        case.load(classes, report.complain)
-        if isinstance(case, Case):
-            _compare_affines(case, report)
+    for classes, found in parts:
+        for case in found:
+            case.load(classes, report.complain)
+            if isinstance(case, Case):
+                _compare_affines(case, report)
     _find_copies(cases, report)
     return report
+
+
+def _find_parts(
+    root: Path, cohort: str, num_classes: int | None, report: Report
+) -> list[tuple[int, Sequence[AnyCase]]] | None:
+    """Number of classes and volumes of each part of the data at ``root``; None, with a complaint, for unknown ones."""
+
+    def is_asked(name: str) -> bool:
+        return cohort in ("auto", name)
+
+    complain = report.complain
+    if is_asked("acdc") and (layout := acdc.find_layout(root)):
+        return [(num_classes or len(acdc.CLASS_NAMES), acdc.find_cases(root, layout, complain))]
+    # CycleMix has its images in folders of that name, and so has a folder cohort: the names of the files come first.
+    if is_asked("mscmr") and (layout := mscmr.find_layout(root)) and (layout != "h5" or cohort == "mscmr"):
+        classes = num_classes or len(mscmr.CLASS_NAMES)
+        return [(classes, mscmr.find_cases(root, layout, complain, mscmr.SEQUENCES))]
+    if is_asked("chaos") and (modalities := _chaos_modalities(root, cohort, num_classes)):
+        return [
+            (
+                num_classes or len(chaos.CLASS_NAMES[modality]),
+                chaos.find_cases(root, modality, layout, complain, chaos.SEQUENCES),
+            )
+            for modality, layout in modalities.items()
+        ]
+    if is_asked("davis") and (layout := davis.find_layout(root)) and (layout != "h5" or cohort == "davis"):
+        return [(num_classes or len(davis.CLASS_NAMES), davis.find_cases(root, layout, complain))]
+    if cohort == "folder" or (cohort == "auto" and folder.is_folder_cohort(root)):
+        classes = num_classes or _ANY_CLASS
+        return [(classes, folder.find_folder_cases(root, classes, complain))]
+    if cohort == "cmrxrecon" or (cohort == "auto" and cmrxrecon.is_cmrxrecon(root)):
+        return [(num_classes or len(cmrxrecon.CLASS_NAMES), cmrxrecon.find_cmrxrecon_cases(root, complain))]
+    if cohort == "raw" or (cohort == "auto" and raw_kspace.is_raw_cohort(root)):
+        return [(len(raw_kspace.CLASS_NAMES), raw_kspace.find_raw_cases(root, complain))]
+    if cohort == "auto" and wsl4mis.holds_h5(root, davis.H5_FORM):
+        complain(root, "holds .h5 files whose names do not tell the cohort; say it with --cohort mscmr, chaos or davis")
+    else:
+        complain(
+            root,
+            "holds data in no known layout, expected ACDC, MS-CMRSeg, CHAOS, DAVIS, CMRxRecon, images and masks, or "
+            "raw k-space; mend the path",
+        )
+    return None
+
+
+def _chaos_modalities(root: Path, cohort: str, num_classes: int | None) -> dict[str, str]:
+    """The modalities of CHAOS at ``root`` with their layouts; h5 files are taken for CHAOS only when told so."""
+    layouts = {modality: chaos.find_layout(root, modality) for modality in chaos.MODALITIES}
+    found = {modality: layout for modality, layout in layouts.items() if layout == "dicom"}
+    if found or cohort == "auto":
+        return found
+    # The names of the files are alike in both: their folder tells, else the number of classes.
+    said = [modality for modality, folder in chaos.H5_FOLDERS.items() if folder in (root.name, *_names(root))]
+    for modality in said or ["ct" if num_classes == 2 else "mr"]:
+        if layouts[modality]:
+            found[modality] = "h5"
+    return found
+
+
+def _names(root: Path) -> list[str]:
+    return [path.name for path in root.iterdir() if path.is_dir()]
 
 
 def _compare_affines(case: Case, report: Report) -> None:

@@ -16,8 +16,11 @@ from seggym.errors import SeggymError
 # One line per reader: the name in configs and environment ids, and the function that opens it.
 READERS = {
     "acdc": "seggym.cohorts.acdc:open_acdc",
+    "chaos": "seggym.cohorts.chaos:open_chaos",
     "cmrxrecon": "seggym.cohorts.cmrxrecon:open_cmrxrecon",
+    "davis": "seggym.cohorts.davis:open_davis",
     "folder": "seggym.cohorts.folder:open_folder",
+    "mscmr": "seggym.cohorts.mscmr:open_mscmr",
     "phantom": "seggym.cohorts.phantoms:open_phantoms",
     "raw": "seggym.cohorts.raw_kspace:open_raw",
 }
@@ -53,8 +56,9 @@ class Cohort:
 
     ``class_names[0]`` is the background. ``groups`` maps every patient to its pathology group (one group for all where
     the cohort has none); ``read(patient)`` yields the volumes of a patient. ``scribble_ignore`` is the scribble value
-    that means "unlabelled". ``official_test`` names the patients that the cohort itself sets apart for testing.
-    ``phases`` maps the names of volumes to "ED" or "ES" where the cohort says their cardiac phase.
+    that means "unlabelled". ``official_test`` and ``official_val`` name the patients that the cohort itself sets apart
+    for testing and validation. ``phases`` maps the names of volumes to "ED" or "ES" where the cohort says their
+    cardiac phase.
     ``measured`` cohorts hold raw k-space, from which nothing is simulated.
     ``fingerprint`` is that of the files as they were when the cohort was opened; ``fingerprint_now`` looks again.
     """
@@ -67,6 +71,7 @@ class Cohort:
     fingerprint: str = ""
     scribble_ignore: int | None = None
     official_test: frozenset[str] = frozenset()
+    official_val: frozenset[str] = frozenset()
     measured: bool = False
     fingerprint_now: Callable[[], str] | None = field(default=None, repr=False)
     phases: Mapping[str, str] = field(default_factory=dict)

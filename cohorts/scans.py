@@ -7,8 +7,9 @@ sentence that begins with the path.
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (*NIFTI, *PICTURES, ".npy")
 NOMINAL_SPACING = (1.0, 1.0, 1.0)  # (z, y, x) in mm, for the formats that state none
 
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
+
 # What the libraries raise on a truncated, damaged or foreign file.
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, SyntaxError, zlib.error)
 
@@ -36,6 +39,9 @@ class Scan:
 
     values: np.ndarray
     spacing: tuple[float, float, float] = NOMINAL_SPACING
+
+
+Reader = Callable[[Path, Complain], Scan | None]
 
 
 def refuse(path: Path, message: str) -> None:
@@ -63,8 +69,11 @@ def read_scan(path: Path, complain: Complain, *, colour: bool = False) -> Scan |
     return _checked(path, values, spacing, complain)
 
 
-def read_h5(path: Path, complain: Complain, *, dataset: str) -> Scan | None:
-    """Read ``dataset`` of an HDF5 file, (Y, X) or (Z, Y, X); the spacing is nominal. None after a complaint."""
+def read_h5(path: Path, complain: Complain, *, dataset: str, colour: bool = False) -> Scan | None:
+    """Read ``dataset`` of an HDF5 file, (Y, X) or (Z, Y, X); the spacing is nominal. None after a complaint.
+
+    ``colour`` expects a last axis of RGB and turns it into luminance (ITU-R 601).
+    """
     try:
         with h5py.File(path, "r") as file:
             found = sorted(file)
@@ -75,7 +84,17 @@ def read_h5(path: Path, complain: Complain, *, dataset: str) -> Scan | None:
     if values is None:
         complain(path, f"has no dataset {dataset!r}, found {', '.join(found) or 'none'}; export it again")
         return None
+    if colour:
+        if values.ndim < 3 or values.shape[-1] != 3:
+            complain(path, f"holds {dataset!r} of shape {values.shape}, expected a last axis of RGB; export it again")
+            return None
+        values = (values @ _LUMINANCE).astype(np.float32)
     return _checked(path, values, NOMINAL_SPACING, complain)
+
+
+def renumbered(read: Reader, codes: Mapping[int, int]) -> Reader:
+    """A reader of label files whose numbers ``codes`` maps to classes; any other number is a fault."""
+    return partial(_renumber, read, codes)
 
 
 def slice_shape(path: Path) -> tuple[int, ...] | None:
@@ -197,6 +216,34 @@ def _read_picture(path: Path, colour: bool) -> np.ndarray:
                 raise ValueError(f"it is a colour picture ({picture.mode}) where one number per pixel is expected")
             pages.append(np.asarray(picture.convert("L") if is_colour else picture))
     return np.stack(pages)
+
+
+def _renumber(read: Reader, codes: Mapping[int, int], path: Path, complain: Complain) -> Scan | None:
+    scan = read(path, complain)
+    if scan is None:
+        return None
+    if scan.values.dtype.kind not in "fiub":
+        complain(path, label_faults(scan.values, 0)[0])
+        return None
+    numbers, places = np.unique(scan.values, return_inverse=True)
+    unknown = [number for number in numbers if number not in codes]
+    if unknown:
+        shown = ", ".join(f"{number:g}" for number in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        complain(path, f"holds label {shown}, expected one of {_ranges(codes)}; export it again")
+        return None
+    classes = np.array([codes[number] for number in numbers], np.uint8)
+    return Scan(classes[places].reshape(scan.values.shape), scan.spacing)
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """ "0, 55 to 70" for the numbers 0, 55, 56, ..., 70."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def _checked(path: Path, values: np.ndarray, spacing: tuple[float, float, float], complain: Complain) -> Scan | None:

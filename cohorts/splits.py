@@ -69,15 +69,19 @@ def cross_validation(groups: Mapping[str, str], k: int, fold: int, seed: int = 0
 def split_cohort(cohort: Cohort, path: str | os.PathLike[str] | None = None, seed: int = 0) -> Split:
     """The roles of a cohort's patients: those of the split file at ``path``, else drawn by ``seed``.
 
-    Where the cohort sets patients apart for testing, they are the test role and the others are drawn.
+    Where the cohort sets patients apart for testing, they are the test role and the others are drawn; where it also
+    sets some apart for validation, nothing is drawn.
     """
     if path is not None:
         return load_split(path, cohort.patients)
     if not cohort.official_test:
         return make_split(cohort.groups, seed=seed)
-    rest = {patient: group for patient, group in cohort.groups.items() if patient not in cohort.official_test}
+    test, val = cohort.official_test, cohort.official_val
+    rest = {patient: group for patient, group in cohort.groups.items() if patient not in test | val}
+    if val:
+        return Split(tuple(sorted(rest)), tuple(sorted(val)), tuple(sorted(test)))
     drawn = make_split(rest, (0.83, 0.17, 0.0), seed)
-    return Split(drawn.train, drawn.val, tuple(sorted(cohort.official_test)), seed=seed)
+    return Split(drawn.train, drawn.val, tuple(sorted(test)), seed=seed)
 
 
 def save_split(split: Split, path: str | os.PathLike[str]) -> Path:
