@@ -87,8 +87,8 @@ def line_features(
     lie (-1 to 1, the sign of a side is that of its offsets): whether the two neighbours are good; the share of good
     lines up to three away, and that times d; on the covered side or opposite to it, as a step at the echo and growing
     with d; d on the side with more measured amplitude; d of every second line; distance from DC; distance from the edge
-    of k-space; corrupted; its mirror image good; mean energy of measured lines near by. Factors make a weight of 1 worth
-    some lines of 128. Lines that are good have zeros: there is nothing to add to "last".
+    of k-space; corrupted; its mirror image good; mean energy of measured lines near by. Factors make a weight of 1
+    worth some lines of 128. Lines that are good have zeros: there is nothing to add to "last".
     """
     number = acquired.shape[1]
     line = torch.arange(number, dtype=energy.dtype, device=energy.device)
@@ -129,7 +129,7 @@ def line_features(
 
 
 def echo_position(acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    """Centre of the measured amplitudes in lines, float32 (N,), from observations ``acquired`` and ``energy`` (N, M)."""
+    """Centre of the measured amplitudes in lines, float32 (N,), from ``acquired`` and ``energy`` (N, M)."""
     return amplitude_centre(_amplitude(acquired, energy))
 
 
