@@ -116,5 +116,5 @@ def test_what_an_evolution_cannot_be(wrong):
 @pytest.mark.parametrize("changes", [{"algorithm": "dqn", "hyperparameters": {"buffer_size": 64}}, {}])
 def test_only_the_weights_of_a_rule_can_be_looked_for(tiny_run, changes):
     model = make_model(replace(tiny_run, **changes))
-    with pytest.raises(SeggymError, match="needs an actor with network.extractor=echo"):
+    with pytest.raises(SeggymError, match=r"needs an actor with network\.extractor=echo"):
         evolve(model, model.env.batch.engine, Evolution(), seed=0)
