@@ -111,9 +111,9 @@ class BlindEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def sibling(self, num_envs: int) -> "BlindEngine":
+    def sibling(self, num_envs: int, **changes: Any) -> "BlindEngine":
         """Another engine of ``num_envs`` scans, as blind."""
-        return BlindEngine(self._engine.sibling(num_envs))
+        return BlindEngine(self._engine.sibling(num_envs, **changes))
 
     def take(self, other: "BlindEngine", slots: torch.Tensor) -> None:
         """Go on from the state of the scans ``slots`` of ``other``."""

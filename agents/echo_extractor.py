@@ -6,33 +6,41 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+from torch.nn import functional
 
-from seggym.agents.extractors import DictExtractor, LineConvolution
+from seggym.agents.extractors import DictExtractor
 from seggym.errors import SeggymError
 
 # Decades of the observation ``energy`` between 0 and 1.
 _DECADES = 6.0
 _NEEDED = ("acquired", "budget", "energy")
 
+LINE_PARTS = ("acquired", "energy", "corrupted")
+"""Parts of the observation that the scores of lines are made of; the others are context for the critic."""
+
+FEATURES = (
+    "adjacent", "dense", "dense_far", "covered_side", "covered_side_far", "strong_side", "even", "off_dc", "inner",
+    "corrupted", "mirrored", "energy",
+)  # fmt: skip
+"""What the weights of :class:`EchoExtractor` stand for; :func:`line_features` says what each is."""
+
 
 class EchoExtractor(BaseFeaturesExtractor):
-    """One score per line from a network that all lines share, in coordinates centred on the echo.
+    """One score per line: a rule, and what a dozen learned weights add to it, in coordinates centred on the echo.
 
     An echo shift moves the whole spectrum, so that an absolute line index says little. The measured amplitudes tell
-    where the echo is (:func:`amplitude_centre`); distances and mirror images are taken about it, and a scan and its
-    mirror image get mirrored scores. They start from a rule, ``-strength * distance / M``: measure the line nearest to
-    the echo that is not measured, or corrupted; lines that are measured well come last. Training corrects the rule line
-    by line.
+    where the echo is (:func:`echo_position`); distances and mirror images are taken about it, and a scan and its mirror
+    image get mirrored scores. The rule is ``-distance / M``: measure the line nearest to the echo that is not measured,
+    or corrupted; lines that are measured well come last. ``weights``, zero at the start, add :func:`line_features`:
+    few enough to be learned from the scans of 20 patients, and each can be read.
 
     Input: a Dict with ``acquired`` (N, M), ``budget`` (N, 1), ``energy`` (N, M) and optionally ``corrupted`` (N, M) and
-    whatever :class:`DictExtractor` takes. Output: float32 (N, M + context): scores, which the head passes on
-    (:func:`seggym.agents.priors.start_head`), then the context, which the critic works with. ``width`` is the number of
-    channels, ``neighbours`` how many lines are seen on either side.
+    whatever :class:`DictExtractor` takes. Output: float32 (N, M + context): ``strength`` times the scores, which the
+    head passes on (:func:`seggym.agents.priors.start_head`), then the context, which the critic works with, in
+    ``width`` numbers for each part.
     """
 
-    def __init__(
-        self, observation_space: spaces.Dict, strength: float = 48.0, width: int = 32, neighbours: int = 6
-    ) -> None:
+    def __init__(self, observation_space: spaces.Dict, strength: float = 60.0, width: int = 32) -> None:
         parts = observation_space.spaces
         missing = [name for name in _NEEDED if name not in parts]
         if missing:
@@ -40,65 +48,109 @@ class EchoExtractor(BaseFeaturesExtractor):
                 f"the extractor 'echo' needs {', '.join(missing)} among the parts of the observation, found "
                 f"{', '.join(parts)}: add them to env.kwargs.observation or choose the extractor 'dict'"
             )
-        # What is known of single lines is seen by the shared network; the rest is context.
-        rest = {name: space for name, space in parts.items() if name not in ("acquired", "energy", "corrupted")}
-        context = DictExtractor(spaces.Dict(rest), embedding=width)
+        context = DictExtractor(
+            spaces.Dict({name: space for name, space in parts.items() if name not in LINE_PARTS}), embedding=width
+        )
         self.num_scores = math.prod(parts["acquired"].shape or ())
         # Beside the parts: share of lines measured, of lines corrupted, and the position of the echo.
         super().__init__(observation_space, self.num_scores + context.features_dim + 3)
-        self.context = context
-        self.strength, self.knows_corruption = strength, "corrupted" in parts
-        self.line: torch.Tensor
-        self.register_buffer("line", torch.arange(self.num_scores, dtype=torch.float32), persistent=False)
-        channels = 2 * (2 + self.knows_corruption) + 3
-        self.local = LineConvolution(channels, width, 2 * neighbours + 1, padding=neighbours)
-        self.shared = nn.Linear(context.features_dim + 3, width)
-        self.score = nn.Sequential(nn.ReLU(), LineConvolution(width, width, 1), nn.ReLU(), LineConvolution(width, 1, 1))
-        # Training starts from the rule: corrections of zero everywhere.
-        last = self.score[-1]
-        assert isinstance(last, nn.Conv1d)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.context, self.strength = context, strength
+        self.weights = nn.Parameter(torch.zeros(len(FEATURES)))
 
     def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         """(N, features_dim): scores, then context."""
-        acquired, energy = observations["acquired"].float(), observations["energy"]
-        corrupted = observations["corrupted"].float() if self.knows_corruption else torch.zeros_like(acquired)
-        echo = echo_position(acquired, energy)[:, None]
-        offset = (self.line - echo) / self.num_scores
-        seen = [acquired, energy, corrupted] if self.knows_corruption else [acquired, energy]
-        mirror = (2 * echo - self.line).round()
-        inside = (mirror >= 0) & (mirror < self.num_scores)
-        index = mirror.clamp(0, self.num_scores - 1).long()
-        mirrored = [torch.where(inside, part.gather(1, index), 0) for part in seen]
-        shares = torch.stack([acquired.mean(1), corrupted.mean(1), (echo[:, 0] / self.num_scores - 0.5).abs()], 1)
-        context = torch.cat([self.context(observations), shares], 1)
-        # A line that there is no reason to measure again comes after all others; training may overrule it.
-        rule = -(offset.abs() + acquired * (1 - corrupted))
-        # In tens of lines of 128, so that neighbours differ by a tenth.
-        lines = torch.stack([*seen, *mirrored, 12.8 * offset, 12.8 * offset.abs(), rule], 1)
-        # A scan and its mirror image are equally likely. A network that may prefer a side does so by chance, and what
-        # tells the sides apart at the start, a little more signal on one of them, drowns in it: both are averaged.
-        reflected = torch.cat([lines[:, :-3], -lines[:, -3:-2], lines[:, -2:]], 1).flip(-1)
-        corrections = (self._correct(lines, context) + self._correct(reflected, context).flip(-1)) / 2
-        # The rule's own choice is at 0, at every step: stopping, which has no rule, is as likely early as late.
-        prior = self.strength * (rule - rule.amax(1, keepdim=True))
-        return torch.cat([prior + corrections, context], 1)
+        acquired, energy, corrupted = _line_parts(observations)
+        echo = echo_position(acquired, energy)
+        scores = self.scores(observations, self.weights)
+        # The best line is at 0, at every step: stopping, which has no rule, is as likely early as late.
+        scores = self.strength * (scores - scores.detach().amax(1, keepdim=True))
+        away = (echo / self.num_scores - 0.5).abs()
+        shares = torch.stack([acquired.mean(1), corrupted.mean(1), away], 1)
+        return torch.cat([scores, self.context(observations), shares], 1)
 
-    def _correct(self, lines: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Corrections (N, M) of the rule, from features (N, channels, M) of the lines and the context."""
-        return self.score(self.local(lines) + self.shared(context)[:, :, None])[:, 0]
+    def scores(self, observations: dict[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        """Scores (N, M) in units of the width of k-space, by ``weights`` (F,), or (N, F) of its own for every scan."""
+        acquired, energy, corrupted = _line_parts(observations)
+        echo = echo_position(acquired, energy)
+        rule, features = line_features(acquired, energy, corrupted, echo)
+        weights = weights if weights.ndim == 2 else weights[None]
+        return rule + (weights[:, :, None] * features).sum(1)
+
+
+def line_features(
+    acquired: torch.Tensor, energy: torch.Tensor, corrupted: torch.Tensor, echo: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rule (N, M), and what may be added to it, (N, F, M) in the order of :data:`FEATURES`.
+
+    From ``acquired``, ``energy`` and ``corrupted`` float (N, M) and the position ``echo`` (N,) in lines. With d the
+    distance from the echo over M, "good" for measured and not corrupted, and "covered side" for where the good lines
+    lie (-1 to 1, the sign of a side is that of its offsets): whether the two neighbours are good; the share of good
+    lines up to three away, and that times d; on the covered side or opposite to it, as a step at the echo and growing
+    with d; d on the side with more measured amplitude; d of every second line; distance from DC; distance from the edge
+    of k-space; corrupted; its mirror image good; mean energy of measured lines near by. Factors make a weight of 1
+    worth some lines of 128. Lines that are good have zeros: there is nothing to add to "last".
+    """
+    number = acquired.shape[1]
+    line = torch.arange(number, dtype=energy.dtype, device=energy.device)
+    echo = echo[:, None]
+    offset = (line - echo) / number
+    distance, side = offset.abs(), offset.sign()
+    good = acquired * (1 - corrupted)
+    amplitude = _amplitude(acquired, energy)
+    total = amplitude.sum(1, keepdim=True).clamp_min(1e-12)
+    strong = (amplitude * side).sum(1, keepdim=True) / total
+    covered = (good * offset).sum(1, keepdim=True) / good.sum(1, keepdim=True).clamp_min(1)
+    covered = torch.tanh(covered * number / 3)
+    mirror = (2 * echo - line).round()
+    inside = (mirror >= 0) & (mirror < number)
+    mirrored = torch.where(inside, good.gather(1, mirror.clamp(0, number - 1).long()), 0)
+    dense = _smooth(good, (0.25, 0.5, 1.0, 0.0, 1.0, 0.5, 0.25)) / 3.5
+    near = [math.exp(-abs(away) / 3) for away in range(-8, 9)]
+    weight = _smooth(acquired, near)
+    around = torch.where(weight > 0.05, _smooth(energy * acquired, near) / weight.clamp_min(0.05), 0)
+    features = torch.stack(
+        [
+            0.05 * _smooth(good, (0.5, 0.0, 0.5)),
+            0.05 * dense,
+            dense * distance,
+            0.01 * covered * side,
+            0.5 * covered * offset,
+            0.5 * strong * offset,
+            0.5 * ((line - echo.round()) % 2 == 0) * distance,
+            (line - number // 2).abs().expand_as(distance) / number,
+            0.1 * torch.minimum(line, number - 1 - line).expand_as(distance) / number,
+            0.03 * corrupted,
+            0.03 * mirrored,
+            0.1 * around,
+        ],
+        1,
+    )
+    return -(distance + 2 * good), features * (1 - good)[:, None]
 
 
 def echo_position(acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-    """Centre of the measured amplitudes in lines, float32 (N,), from observations ``acquired`` and ``energy`` (N, M).
-
-    ``energy`` is on a log scale relative to the strongest line; the amplitude is the root of what it stands for.
-    """
-    return amplitude_centre(10 ** (_DECADES / 2 * (energy - 1)) * acquired.float())
+    """Centre of the measured amplitudes in lines, float32 (N,), from ``acquired`` and ``energy`` (N, M)."""
+    return amplitude_centre(_amplitude(acquired, energy))
 
 
 def amplitude_centre(amplitude: torch.Tensor) -> torch.Tensor:
     """Centre of the lines' amplitudes (N, M), zero where none is measured, in lines: float (N,)."""
     line = torch.arange(amplitude.shape[1], dtype=amplitude.dtype, device=amplitude.device)
     return (amplitude * line).sum(1) / amplitude.sum(1).clamp_min(1e-12)
+
+
+def _line_parts(observations: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    acquired = observations["acquired"].float()
+    corrupted = observations["corrupted"].float() if "corrupted" in observations else torch.zeros_like(acquired)
+    return acquired, observations["energy"], corrupted
+
+
+def _amplitude(acquired: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    # ``energy`` is on a log scale relative to the strongest line; the amplitude is the root of what it stands for.
+    return 10 ** (_DECADES / 2 * (energy - 1)) * acquired.float()
+
+
+def _smooth(values: torch.Tensor, kernel: tuple[float, ...] | list[float]) -> torch.Tensor:
+    """Values (N, M) weighted by a symmetric kernel about each line."""
+    weights = torch.tensor(kernel, dtype=values.dtype, device=values.device)[None, None]
+    return functional.conv1d(values[:, None], weights, padding=len(kernel) // 2)[:, 0]

@@ -17,9 +17,9 @@ from stable_baselines3.common.logger import configure
 
 from seggym.agents import resuming
 from seggym.agents.algorithms import Algorithm
+from seggym.agents.algorithms.evolution import Evolution, evolve
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import best_legal, num_passed_scores, policy_heads
-from seggym.agents.algorithms.warm_start import WarmStart, climb_values
 from seggym.agents.blind import BlindEngine
 from seggym.agents.callbacks import (
     Checkpoints,
@@ -57,8 +57,8 @@ class TrainSettings:
     ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
     ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
     PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates
-    with the observations of other patients (:mod:`seggym.agents.blind`). ``warm_start`` holds fields of
-    :class:`seggym.agents.algorithms.warm_start.WarmStart`, which comes before the first step; None is none.
+    with the observations of other patients (:mod:`seggym.agents.blind`). ``evolution`` holds fields of
+    :class:`seggym.agents.algorithms.evolution.Evolution`, which comes before the first step; None is none.
     """
 
     run_dir: str
@@ -82,7 +82,7 @@ class TrainSettings:
     rollouts_on_device: bool | None = None
     progress_bar: bool = False
     blind: bool = False
-    warm_start: dict[str, Any] | None = None
+    evolution: dict[str, Any] | None = None
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to be resumed."""
@@ -125,15 +125,15 @@ def train(settings: TrainSettings) -> Path:
             for name, callback in parts.items():
                 callback.load_state_dict(state["callbacks"][name])
         file.begin(model.num_timesteps)
-        if settings.warm_start is not None and state is None:
-            warm_start = build(WarmStart, settings.warm_start, "agent.warm_start.")
+        if settings.evolution is not None and state is None:
+            evolution = build(Evolution, settings.evolution, "agent.evolution.")
             if settings.eval_every:
                 # The policy before it is a candidate for the best one, too.
                 validation.init_callback(model)
                 validation.run()
                 validation.forget_step()
-            qualities = climb_values(model, engine, warm_start, settings.seed)
-            print(f"warm start: final training quality {qualities[0]:.4f} in the first round, {qualities[-1]:.4f} last")
+            gains = evolve(model, engine, evolution, settings.seed)
+            print(f"evolution: the last generation gains {gains[-1]:+.4f} in quality over the start, on the same scans")
         try:
             _learn(model, settings, list(parts.values()))
         except TrainingStopped:

@@ -35,7 +35,7 @@ from seggym.errors import SeggymError
 from seggym.files import read_json, write_json
 from seggym.reward_models.training import Recipe
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever the same preset would give another result: results of two versions are not compared."""
 PRESETS = Path(__file__).parents[2] / "configs" / "k1"
 AGENTS = Path(__file__).parents[2] / "configs" / "agent"

@@ -1,7 +1,7 @@
 """The batched episodes behind every k-space environment: states in tensors, no Gymnasium, no loop over the batch."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,11 +110,14 @@ class KSpaceEngine:
         self._every = torch.arange(num_envs, device=self.device)
         self._allocate()
 
-    def sibling(self, num_envs: int) -> "KSpaceEngine":
-        """Another engine of ``num_envs`` scans of the same slices, by the same networks; no episode has begun in it."""
+    def sibling(self, num_envs: int, **changes: Any) -> "KSpaceEngine":
+        """Another engine of ``num_envs`` scans of the same slices, by the same networks; no episode has begun in it.
+
+        ``changes`` are fields of its settings that differ: what is rewarded and observed, not how a scan is made.
+        """
         return KSpaceEngine(
             self.stack,
-            self.settings,
+            replace(self.settings, **changes),
             num_envs,
             self.networks,
             self.routing,
