@@ -28,6 +28,21 @@ class Split:
     fold: int | None = None
 
 
+@dataclass(frozen=True)
+class SelectionRoles:
+    """Patients by what they do in active learning; nobody is in two roles.
+
+    A learner's predictions on ``state`` are what an agent sees of it, ``pool`` is where samples are annotated,
+    ``reward`` is what the learner is scored on while it is taught; ``val`` and ``test`` stay out of all that.
+    """
+
+    state: tuple[str, ...]
+    pool: tuple[str, ...]
+    reward: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+
 def make_split(groups: Mapping[str, str], fractions: Sequence[float] = (0.67, 0.13, 0.20), seed: int = 0) -> Split:
     """Split the patients of ``groups`` (patient -> group) into train, val and test.
 
@@ -82,6 +97,35 @@ def split_cohort(cohort: Cohort, path: str | os.PathLike[str] | None = None, see
         return Split(tuple(sorted(rest)), tuple(sorted(val)), tuple(sorted(test)))
     drawn = make_split(rest, (0.83, 0.17, 0.0), seed)
     return Split(drawn.train, drawn.val, tuple(sorted(test)), seed=seed)
+
+
+def selection_roles(
+    split: Split,
+    groups: Mapping[str, str],
+    role: str = "train",
+    shares: Sequence[float] = (0.1, 0.6, 0.3),
+    seed: int = 0,
+) -> SelectionRoles:
+    """Deal the ``role`` patients of ``split`` (train, val, test, or all) into state, pool and reward.
+
+    ``shares`` are those of state, pool and reward, with sum 1. An agent learns among the train patients and is
+    evaluated among the test patients, of whom neither it nor a network has seen anything. Without a share of their own
+    the ``reward`` patients are those of val, who then are not ``val`` any more.
+    """
+    named = {name: getattr(split, name) for name in ROLES}
+    chosen = [patient for name in (ROLES if role == "all" else (role,)) for patient in named[name]]
+    needed = sum(share > 0 for share in shares)
+    if len(chosen) < needed:
+        raise SeggymError(
+            f"role={role} has {len(chosen)} patients ({', '.join(chosen) or 'none'}), expected at least {needed}, one "
+            "for each of state, pool and reward; choose another role or another split"
+        )
+    dealt = make_split({patient: groups[patient] for patient in chosen}, shares, seed)
+    val, test = (() if role in (name, "all") else named[name] for name in ("val", "test"))
+    reward = dealt.test
+    if not reward:
+        reward, val = val, ()
+    return SelectionRoles(dealt.train, dealt.val, reward, val, test)
 
 
 def save_split(split: Split, path: str | os.PathLike[str]) -> Path:

@@ -1,8 +1,8 @@
 """The cache of prepared slices on disk, ``$SEGGYM_HOME/cache/slices``.
 
-An entry is one safetensors file, named after a hash of all that decides its content, with the rest of the
-:class:`~seggym.kspace.acquisition.SliceStack` in its header. It is mapped into memory, not copied: processes on one
-machine share it. Its checksum is verified when it is opened, and a damaged entry is prepared again. One of several
+An entry is one safetensors file, named after a hash of all that decides its content, with the rest of the record
+(a :class:`~seggym.kspace.acquisition.SliceStack`, say) in its header. It is mapped into memory, not copied: processes
+on one machine share it. Its checksum is verified when it is opened, and a damaged entry is prepared again. One of several
 processes prepares an entry while the others wait for it. Where the folder cannot be written, slices are prepared for
 the process alone, with one warning.
 
@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
@@ -30,7 +30,9 @@ from safetensors.torch import save_file
 from seggym.cohorts.cohort import Cohort, seggym_home
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
-from seggym.kspace.acquisition import SliceStack
+
+# A dataclass of tensors and plain values.
+Record = TypeVar("Record")
 
 LIMIT_VARIABLE = "SEGGYM_SLICE_CACHE_GB"
 _DEFAULT_LIMIT_GB = 10.0
@@ -42,28 +44,29 @@ _ABANDONED_S = 3600
 _warned: set[Path] = set()
 
 
-def cached_stack(cohort: Cohort, key: str, make: Callable[[], SliceStack]) -> SliceStack:
+def cached_stack(cohort: Cohort, key: str, record: type[Record], make: Callable[[], Record]) -> Record:
     """The entry ``key``, or else what ``make`` makes of the ``cohort``, kept under ``key`` from then on.
 
-    ``key`` must change with anything that changes the result of ``make``. The tensors are mapped privately: the file
-    cannot be changed through them.
+    ``record`` is the dataclass that ``make`` returns, of tensors, plain values and flat tuples. ``key``
+    must change with anything that changes the result of ``make``. The tensors are mapped privately: the file cannot be
+    changed through them.
     """
     if _limit_bytes() == 0:
         return make()
     path = seggym_home() / "cache" / "slices" / f"{key}.safetensors"
-    stack = _read(path)
+    stack = _read(path, record)
     if stack is not None:
         return stack
     with _locked(path) as writable:
         # Another process may have prepared it while this one waited.
-        stack = _read(path) if writable else None
+        stack = _read(path, record) if writable else None
         if stack is None:
             stack = make()
             # Files that were changed after the cohort was opened must not be kept as what they were before.
             if writable and cohort.is_unchanged():
                 _write(path, stack, cohort)
                 # From now on mapped, as in every other process: the copy in memory is released.
-                stack = _read(path) or stack
+                stack = _read(path, record) or stack
     return stack
 
 
@@ -80,13 +83,13 @@ def _limit_bytes() -> float:
     return limit * 1e9
 
 
-def _read(path: Path) -> SliceStack | None:
+def _read(path: Path, record: type[Record]) -> Record | None:
     """The entry at ``path``, None where it is missing or not what was written."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-        stack = SliceStack(**tensors, **{name: _frozen(value) for name, value in json.loads(header["stack"]).items()})
+        stack = record(**tensors, **{name: _frozen(value) for name, value in json.loads(header["stack"]).items()})
         if header["checksum"] != _checksum(tensors, header["stack"]):
             return None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
@@ -97,7 +100,7 @@ def _read(path: Path) -> SliceStack | None:
     return stack
 
 
-def _write(path: Path, stack: SliceStack, cohort: Cohort) -> None:
+def _write(path: Path, stack: Any, cohort: Cohort) -> None:
     values = {field.name: getattr(stack, field.name) for field in fields(stack)}
     tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, torch.Tensor)}
     size = sum(tensor.nbytes for tensor in tensors.values())

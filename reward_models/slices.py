@@ -40,7 +40,7 @@ def prepared_slices(cohort: Cohort, patients: Iterable[str], acquisition: Acquis
         def make() -> SliceStack:
             return prepare(cohort.volumes(chosen), acquisition, cohort.num_classes)
 
-        _stacks[place] = cached_stack(cohort, key, make) if cohort.fingerprint else make()
+        _stacks[place] = cached_stack(cohort, key, SliceStack, make) if cohort.fingerprint else make()
         while len(_stacks) > _KEPT:
             _stacks.popitem(last=False)
     _stacks.move_to_end(place)
