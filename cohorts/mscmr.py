@@ -9,7 +9,7 @@ Files are found anywhere below the root by their names, which are those of the c
   4 for unlabelled; in ``MSCMR_dataset/{train,val,TestSet}/{images,labels}`` and ``MSCMR_scribbles``. Subject N is taken
   to be patient N. Where val and TestSet exist, they set their patients apart.
 
-The same file may lie there twice. Classes are numbered as in ACDC. ``h5`` is the form of :mod:`seggym.cohorts.wsl4mis`
+The same scan may lie there twice. Classes are numbered as in ACDC. ``h5`` is the form of :mod:`seggym.cohorts.wsl4mis`
 with ``patient_N.h5`` and ``patient_N_slice_Z.h5``.
 """
 
@@ -20,11 +20,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from seggym.cohorts import wsl4mis
 from seggym.cohorts.cases import Case, Source, build_cohort
 from seggym.cohorts.cohort import Cohort, Volume, require_folder
 from seggym.cohorts.examples import example_patient
-from seggym.cohorts.scans import Complain, read_scan, refuse, renumbered, write_nifti
+from seggym.cohorts.scans import Complain, Reader, read_scan, refuse, renumbered, write_nifti
 from seggym.errors import SeggymError
 
 CLASS_NAMES = ("background", "right ventricle", "myocardium", "left ventricle")
@@ -33,6 +35,7 @@ SCRIBBLE_IGNORE = len(CLASS_NAMES)
 SEQUENCES = ("LGE", "C0", "T2")
 LAYOUTS = ("nifti", "h5")
 _NAME = re.compile(r"(?:patient|subject)(\d+)_(C0|T2|LGE|DE)(_manual|_scribble)?\.nii(?:\.gz)?")
+_READ: dict[str | None, Reader] = {"_manual": renumbered(read_scan, CODES)}
 _CHALLENGE_CODES = (0, 600, 200, 500)  # of CLASS_NAMES
 
 
@@ -97,7 +100,7 @@ def find_cases(
         if sequence in sequences:
             own = files.setdefault((int(match[1]), sequence), {})
             first = own.setdefault((match[3] or "_image")[1:], path)
-            if first != path and not filecmp.cmp(first, path, shallow=False):
+            if first != path and not _is_same(first, path, _READ.get(match[3], read_scan)):
                 complain(path, f"differs from {first}, which is the same scan by its name; keep one of them")
     cases = []
     for (number, sequence), own in sorted(files.items()):
@@ -105,7 +108,7 @@ def find_cases(
             complain(next(iter(own.values())), f"has no image of patient {number} ({sequence}) beside it; add it")
         elif "manual" in own:
             scribble = Source((own["scribble"],), read_scan) if "scribble" in own else None
-            label = Source((own["manual"],), renumbered(read_scan, CODES))
+            label = Source((own["manual"],), _READ["_manual"])
             cases.append(Case(_patient(number), sequence, "all", Source((own["image"],), read_scan), label, scribble))
         elif unmasked == "refuse":
             complain(
@@ -161,6 +164,14 @@ def _write_cyclemix(directory: Path, index: int, role: str, volume: Volume) -> N
     assert drawn is not None, "the made-up hearts have scribbles"
     kind = "scribble" if role == "train" else "manual"
     write_nifti(folder / "labels" / f"subject{index}_DE_{kind}.nii.gz", drawn, volume.spacing)
+
+
+def _is_same(one: Path, other: Path, read: Reader) -> bool:
+    """Whether two files hold the same voxels; masks of the two releases have other numbers for the same classes."""
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    first, second = (read(path, lambda path, message: None) for path in (one, other))
+    return first is not None and second is not None and np.array_equal(first.values, second.values)
 
 
 def _patient(number: int) -> str:
