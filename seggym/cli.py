@@ -39,8 +39,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("destination", metavar="DST")
     convert.set_defaults(run=_convert)
 
-    compare = commands.add_parser("compare", help="paired differences between the policies of several evaluations")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run, or of a K1 result")
+    compare = commands.add_parser("compare", help="paired differences between evaluations, or active-learning runs")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run, K1 result or AL run")
+    compare.add_argument(
+        "--axis", default="samples", help="of an AL run's area: samples, log_samples or rounds (default: samples)"
+    )
     compare.set_defaults(run=_compare)
 
     doctor = commands.add_parser("doctor", help="what seggym found on this machine")
@@ -78,8 +81,10 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from seggym.agents.comparison import compare, comparison_text
+    from seggym.agents.selection_comparison import compare_selection, selection_files, selection_text
 
-    print(comparison_text(compare(options.runs)))
+    files = selection_files(options.runs)
+    print(selection_text(compare_selection(files, options.axis)) if files else comparison_text(compare(options.runs)))
     return 0
 
 
