@@ -62,7 +62,7 @@ class GroupEncoder(nn.Module):
 
     def __init__(self, channels: int, features: int, projection: int) -> None:
         super().__init__()
-        self.dense = Encoder(channels, features)
+        self.dense = Encoder(num_outputs=features, channels=channels)
         self.project = nn.Sequential(
             nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, projection)
         )

@@ -1,7 +1,7 @@
 """Greedy choice by the true labels: what a strategy that is told the answers asks for."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +10,38 @@ from torch import Tensor
 from seggym.agents.strategies.dense import in_chunks
 from seggym.agents.strategies.strategy import Query, Strategy, choose_best
 from seggym.envs.selection.state import SelectionState
+from seggym.errors import SeggymError
+
+
+@runtime_checkable
+class LookaheadState(SelectionState, Protocol):
+    """A state that can try samples out, for a privileged strategy."""
+
+    def lookahead(self, indices: np.ndarray) -> Tensor:
+        """The learner's score (n,) on the reward set, were each sample alone annotated and the learner retrained."""
+        ...
+
+
+@dataclass(frozen=True)
+class Greedy(Strategy):
+    """What raises the score on the reward set most when the learner is retrained with it (privileged).
+
+    One retraining per candidate, one step ahead: the greedy oracle of Werner et al., "A Cross-Domain Benchmark for
+    Active Learning", NeurIPS 2024. Several samples are the best ones taken singly. It needs a state that can look
+    ahead, which cheap learners afford. A reference rather than a bound: a sequence may gain more than its best single
+    steps.
+    """
+
+    name: ClassVar[str] = "greedy"
+    privileged: ClassVar[bool] = True
+
+    def _query(self, state: SelectionState, candidates: np.ndarray, n: int, generator: torch.Generator) -> Query:
+        if not isinstance(state, LookaheadState):
+            raise SeggymError(
+                "strategy greedy tries every candidate out, which this state does not offer: use the learner probe, or "
+                "label_greedy"
+            )
+        return choose_best(state.lookahead(candidates).double().cpu().numpy(), candidates, n, generator)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from seggym.agents.strategies.coverage import KCenter, ProbCover, TypiClust
 from seggym.agents.strategies.learned import VAAL, CoreCLR, CoreGCN
 from seggym.agents.strategies.metadata import EvenlySpaced, MetadataKCenter, PatientStratified
 from seggym.agents.strategies.naming import nearest
-from seggym.agents.strategies.privileged import LabelGreedy
+from seggym.agents.strategies.privileged import Greedy, LabelGreedy
 from seggym.agents.strategies.randomised import ForegroundRandom, PredictedForegroundRandom, Random
 from seggym.agents.strategies.strategy import Strategy
 from seggym.agents.strategies.uncertainty import UNCERTAINTIES, ClaspPE, StochasticBatches
@@ -19,7 +19,7 @@ _KINDS: tuple[type[Strategy], ...] = (
     *(Random, ForegroundRandom, PredictedForegroundRandom),
     *UNCERTAINTIES.values(),
     *(StochasticBatches, ClaspPE, KCenter, CoreCLR, CoreGCN, VAAL, TypiClust, ProbCover),
-    *(PatientStratified, EvenlySpaced, MetadataKCenter, LabelGreedy, SkactivemlStrategy),
+    *(PatientStratified, EvenlySpaced, MetadataKCenter, Greedy, LabelGreedy, SkactivemlStrategy),
 )
 STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in _KINDS}
 

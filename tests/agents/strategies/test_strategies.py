@@ -229,6 +229,18 @@ def test_metadata_kcenter_sees_no_image():
     assert query.utilities[0].max() == pytest.approx(np.sqrt(3))
 
 
+def test_greedy_takes_what_gains_most_and_says_where_it_cannot():
+    state = FakeState(allowed=True)
+    gains = (state.all_labels == 3).double().mean((1, 2)).numpy()
+    np.testing.assert_array_equal(make_strategy("greedy").query(state, 3).indices, np.argsort(-gains)[:3])
+
+    class Blind:
+        candidates, generator = state.candidates, state.generator
+
+    with pytest.raises(SeggymError, match="use the learner probe, or label_greedy"):
+        make_strategy("greedy").query(Blind(), 3)
+
+
 def test_balanced_error_by_hand():
     probabilities = torch.tensor([[[[0.9, 0.8], [0.7, 0.2]], [[0.1, 0.2], [0.3, 0.8]]]])
     labels = torch.tensor([[[0, 0], [255, 1]]], dtype=torch.uint8)
