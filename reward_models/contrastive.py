@@ -216,17 +216,20 @@ def group_contrastive_features(
     ``slice_index`` int64 (P,). No label is seen. The result follows from the arguments alone (on one machine, device
     and number of threads); torch's own generators stay as they were.
     """
-    small = F.adaptive_avg_pool2d(images, settings.size) if max(images.shape[2:]) > settings.size else images
-    small = (small - small.mean()) / small.std().clamp(min=1e-6)
     device = images.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(settings.seed)
+        small = F.adaptive_avg_pool2d(images, settings.size) if max(images.shape[2:]) > settings.size else images
+        small = (small - small.mean()) / small.std().clamp(min=1e-6)
         encoder = GroupEncoder(images.shape[1], settings.features, settings.projection).to(device)
-        sampler = GroupSampler(patient, volume, slice_index)
-        _train(encoder, small, sampler, settings)
+        _train(encoder, small, GroupSampler(patient, volume, slice_index), settings)
     encoder.eval()
-    with torch.inference_mode():
-        return torch.cat([encoder(part) for part in small.split(256)]).clone()
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.cat([encoder(part) for part in small.split(256)])
 
 
 def _train(encoder: GroupEncoder, images: Tensor, sampler: GroupSampler, settings: GroupContrast) -> None:

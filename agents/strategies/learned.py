@@ -87,13 +87,13 @@ class CoreGCN(Strategy):
 
     def _hidden(self, nodes: Tensor, labelled: Tensor, seed: int) -> Tensor:
         """Activations (P, hidden) of the trained network; ``nodes`` (P, F)."""
-        unit = F.normalize(nodes, dim=1)
-        graph = (unit @ unit.T).clamp(min=0) + torch.eye(len(unit), device=unit.device)
-        graph = graph / graph.sum(1, keepdim=True)
-        spread = graph @ unit  # (A X) W costs less than A (X W), and A X is the same in every epoch
-        known = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
-        known[labelled.to(unit.device)] = True
-        with seeded(seed, unit.device), torch.enable_grad():
+        with seeded(seed, nodes.device):
+            unit = F.normalize(nodes, dim=1)
+            graph = (unit @ unit.T).clamp(min=0) + torch.eye(len(unit), device=unit.device)
+            graph = graph / graph.sum(1, keepdim=True)
+            spread = graph @ unit  # (A X) W costs less than A (X W), and A X is the same in every epoch
+            known = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
+            known[labelled.to(unit.device)] = True
             first = nn.Linear(unit.shape[1], self.hidden).to(unit.device)
             second = nn.Linear(self.hidden, 1).to(unit.device)
             parameters = [*first.parameters(), *second.parameters()]
@@ -103,9 +103,7 @@ class CoreGCN(Strategy):
                 loss = F.softplus(-logits[known]).mean()
                 if not known.all():
                     loss = loss + self.balance * F.softplus(logits[~known]).mean()
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
+                _step(optimiser, loss)
         with torch.no_grad():
             return first(spread).relu()
 
@@ -146,8 +144,9 @@ class VAAL(Strategy):
         unlabelled = np.setdiff1d(everything, labelled)
         if not len(labelled):
             return choose_best(uniform(generator, len(candidates)), candidates, n, generator)
-        images = F.adaptive_avg_pool2d(state.images(everything), self.size)
-        with seeded(draw_seed(generator), images.device), torch.enable_grad():
+        images = state.images(everything)
+        with seeded(draw_seed(generator), images.device):
+            images = F.adaptive_avg_pool2d(images, self.size)
             encoder, discriminator = self._train(images, labelled, unlabelled)
         with torch.no_grad():
             mean = encoder(images[candidates]).chunk(2, 1)[0]

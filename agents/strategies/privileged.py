@@ -17,8 +17,8 @@ from seggym.errors import SeggymError
 class LookaheadState(SelectionState, Protocol):
     """A state that can try samples out, for a privileged strategy."""
 
-    def lookahead(self, indices: np.ndarray) -> Tensor:
-        """The learner's score (n,) on the reward set, were each sample alone annotated and the learner retrained."""
+    def lookahead(self, indices: np.ndarray) -> np.ndarray:
+        """The learner's score on the reward set, float64 (n,), retrained with each sample alone."""
         ...
 
 
@@ -41,7 +41,7 @@ class Greedy(Strategy):
                 "strategy greedy tries every candidate out, which this state does not offer: use the learner probe, or "
                 "label_greedy"
             )
-        return choose_best(state.lookahead(candidates).double().cpu().numpy(), candidates, n, generator)
+        return choose_best(state.lookahead(candidates), candidates, n, generator)
 
 
 @dataclass(frozen=True)

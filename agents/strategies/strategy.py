@@ -73,8 +73,15 @@ def draw_seed(generator: torch.Generator) -> int:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Networks that are made and trained inside follow from ``seed``; torch's own generators stay as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Networks that are made and trained inside follow from ``seed``; torch's own generators stay as they were.
+
+    Gradients are recorded, wherever the query was asked for.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(seed)
         yield
 
