@@ -12,12 +12,13 @@ FLOORS = [
     "envs",
     "envs.kspace",
     "envs.kspace.volumes",
+    "envs.selection",
     "kspace",
     "kspace.reconstruction",
     "reward_models",
 ]
 
-PHANTOM_MODELS = ["phantom", "phantom_hard", "phantom_radial", "phantom_points"]
+PHANTOM_MODELS = ["phantom", "phantom_hard", "phantom_radial", "phantom_points", "phantom_encoder"]
 
 setup(
     packages=["seggym", *(f"seggym.{floor}" for floor in FLOORS)],

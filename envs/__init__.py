@@ -10,6 +10,8 @@ _KSPACE = "seggym.envs.kspace.environment:KSpaceEnv"
 _KSPACE_VECTOR = "seggym.envs.kspace.environment:KSpaceVectorEnv"
 _VOLUME = "seggym.envs.kspace.volumes.environment:KSpaceVolumeEnv"
 _VOLUME_VECTOR = "seggym.envs.kspace.volumes.environment:KSpaceVolumeVectorEnv"
+_SELECTION = "seggym.envs.selection.environment:SelectionEnv"
+_SELECTION_VECTOR = "seggym.envs.selection.environment:SelectionVectorEnv"
 _PHANTOM_SCAN = {"matrix": 128, "crop": 96}
 # What a scanner meets: the echo anywhere near the centre, tilted hearts, either axis, beats out of step.
 _HARD_SCAN = {
@@ -111,6 +113,22 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _VOLUME,
         _VOLUME_VECTOR,
         {"cohort": "phantom", "reward_model": "phantom", "acquisition": _PHANTOM_SCAN, "max_slices": 10},
+    ),
+    # Which sample to annotate next. At 2 mm a pixel, 96 of them hold the heart of all but .2 % of the labelled voxels.
+    "ALSelect-ACDC-v0": (_SELECTION, _SELECTION_VECTOR, {"cohort": "acdc", "spacing": 2.0}),
+    "ALSelect-Phantom-v0": (
+        _SELECTION,
+        _SELECTION_VECTOR,
+        {"cohort": "phantom", "spacing": 2.0, "encoder": "phantom-encoder"},
+    ),
+    "ALSelect-MSCMR-v0": (_SELECTION, _SELECTION_VECTOR, {"cohort": "mscmr", "spacing": 2.0}),
+    # Whole slices: the liver, and what moves in a video, may be anywhere.
+    "ALSelect-CHAOS-v0": (_SELECTION, _SELECTION_VECTOR, {"cohort": "chaos"}),
+    "ALSelect-DAVIS-v0": (_SELECTION, _SELECTION_VECTOR, {"cohort": "davis"}),
+    "ALSelect-Classification-v0": (
+        _SELECTION,
+        _SELECTION_VECTOR,
+        {"cohort": "images", "size": 32, "learner": "classifier", "metric": "accuracy"},
     ),
 }
 

@@ -21,11 +21,13 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 INDEX = "index.json"
 TASKS = ("segmentation", "reconstruction")
+# What a network without labels is for.
+ENCODING = "encoding"
 # Measured on 30 ACDC patients: five networks of 8 to 18 minutes each, one thread, for the message that asks for one.
 TRAINING_MINUTES = 60
 PACKAGED = {
     name: Path(__file__).parent / name.replace("-", "_")
-    for name in ("phantom", "phantom-hard", "phantom-radial", "phantom-points")
+    for name in ("phantom", "phantom-hard", "phantom-radial", "phantom-points", "phantom-encoder")
 }
 
 
@@ -156,8 +158,10 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
     for name in ("class_names", "patients"):
         _require_names(path, name, content[name])
     card = ModelCard(**content)
-    if card.task not in TASKS:
-        raise SeggymError(f"{path}: task is {card.task!r}, expected {' or '.join(TASKS)}; mend or train it again")
+    if card.task not in (*TASKS, ENCODING):
+        raise SeggymError(
+            f"{path}: task is {card.task!r}, expected {', '.join(TASKS)} or {ENCODING}; mend or train it again"
+        )
     if card.task == "segmentation" and len(card.class_names) != card.num_outputs:
         raise SeggymError(
             f"{path}: {len(card.class_names)} class_names for num_outputs {card.num_outputs}, expected as many; mend "

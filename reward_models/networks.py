@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from seggym.errors import SeggymError
+from seggym.reward_models.encoders import Encoder
 from seggym.reward_models.unext import UNeXt, check_widths, conv_block
 from seggym.reward_models.unrolled import Unrolled
 
@@ -99,6 +100,8 @@ class UNetPlusPlus(nn.Module):
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "unetpp": UNetPlusPlus, "unext": UNeXt}
 # Lines to image.
 RECONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {"unrolled": Unrolled}
+# Image to features of its positions, learned without labels.
+ENCODERS: dict[str, Callable[..., nn.Module]] = {"encoder": Encoder}
 
 
 def build_network(architecture: str, num_outputs: int, **options: Any) -> nn.Module:
@@ -106,10 +109,11 @@ def build_network(architecture: str, num_outputs: int, **options: Any) -> nn.Mod
 
     Those of :data:`ARCHITECTURES` map float (B, 1, H, W) to (logits (B, num_outputs, H, W), bottleneck features
     (B, F, h, w)); their attribute ``num_features`` is F. H and W are multiples of 16 (``unext``: of 32). Those of
-    :data:`RECONSTRUCTORS` map lines to images, as their docstrings say. Raises :class:`SeggymError` for an unknown
+    :data:`RECONSTRUCTORS` map lines to images and those of :data:`ENCODERS` images to features, as their docstrings
+    say. Raises :class:`SeggymError` for an unknown
     architecture, option or value.
     """
-    known_constructors = {**ARCHITECTURES, **RECONSTRUCTORS}
+    known_constructors = {**ARCHITECTURES, **RECONSTRUCTORS, **ENCODERS}
     if architecture not in known_constructors:
         raise SeggymError(
             f"architecture {architecture!r} is unknown, expected one of {', '.join(sorted(known_constructors))}"

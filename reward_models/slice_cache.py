@@ -1,8 +1,8 @@
 """The cache of prepared slices on disk, ``$SEGGYM_HOME/cache/slices``.
 
-An entry is one safetensors file, named after a hash of all that decides its content, with the rest of the record
-(a :class:`~seggym.kspace.acquisition.SliceStack`, say) in its header. It is mapped into memory, not copied: processes
-on one machine share it. Its checksum is verified when it is opened, and a damaged entry is prepared again. One of several
+An entry is one safetensors file, named after a hash of all that decides its content, with the rest of the record (a
+:class:`~seggym.kspace.acquisition.SliceStack`, say) in its header. It is mapped into memory, not copied: processes on
+one machine share it. Its checksum is verified when it is opened, and a damaged entry is prepared again. One of several
 processes prepares an entry while the others wait for it. Where the folder cannot be written, slices are prepared for
 the process alone, with one warning.
 

@@ -1,0 +1,266 @@
+"""What learners share that train a network for every episode: what they were taught, members, dropout and resume."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seggym.errors import SeggymError
+from seggym.kspace.keyed_random import random_bits
+from seggym.reward_models.learners import ScoredSet, case_sums
+from seggym.reward_models.metrics import Overlap, most_probable
+
+# Images that pass through a network at a time.
+_BATCH = 32
+# Passes of Monte Carlo dropout behind Learner.disagreement where there is no ensemble.
+_PASSES = 4
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """How the network of an episode is trained, at every retraining.
+
+    ``iterations`` of AdamW with batches of ``batch`` images and one cycle of the learning rate up to
+    ``learning_rate``; ``start`` "scratch" or "fine_tune" (from the weights of the round before); ``ensemble`` networks;
+    ``dropout`` at the deepest level, active in training and for Monte Carlo passes.
+    """
+
+    iterations: int = 200
+    batch: int = 8
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    start: str = "scratch"
+    ensemble: int = 1
+    dropout: float = 0.5
+    widths: Sequence[int] = (16, 32, 64, 128)
+
+    def __post_init__(self) -> None:
+        if self.start not in ("scratch", "fine_tune"):
+            raise SeggymError(f"learner_options.start={self.start!r} is unknown, expected scratch or fine_tune")
+        for name in ("iterations", "batch", "ensemble"):
+            if getattr(self, name) < 1:
+                raise SeggymError(f"learner_options.{name}={getattr(self, name)} must be at least 1")
+        if not self.learning_rate > 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
+            raise SeggymError(
+                f"learner_options must have learning_rate > 0, weight_decay >= 0 and 0 <= dropout < 1, found "
+                f"{self.learning_rate}, {self.weight_decay} and {self.dropout}"
+            )
+
+
+class NetworkLearner(ABC):
+    """Networks of N episodes, trained one after the other (see :class:`seggym.reward_models.learners.Learner`).
+
+    ``images`` float32 (n, C, H, W) is the bank. A sub-class says what a network is and how a batch is scored.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        scored: Mapping[str, ScoredSet],
+        num_classes: int,
+        num_envs: int,
+        options: NetworkOptions,
+    ) -> None:
+        self.images, self.num_classes, self.num_envs, self.options = images, num_classes, num_envs, options
+        self._scored = scored
+        self._networks: list[list[nn.Module]] = [[] for _ in range(num_envs)]
+        self._slices = [torch.zeros(0, dtype=torch.int64)] * num_envs
+        self._targets: list[Tensor] = [torch.zeros(0, dtype=torch.uint8)] * num_envs
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """A fresh network that maps images (B, C, H, W) to (logits (B, K, ...), what its last layer sees (B, F, ...))."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Loss of a batch, changed at random beforehand; torch's generator is seeded."""
+
+    def digest(self, slices: Tensor, targets: Tensor) -> Tensor:
+        """The targets themselves."""
+        return targets
+
+    def begin(self, rows: Tensor) -> None:
+        """Forget everything."""
+        for row in rows.tolist():
+            self._networks[row] = []
+            self._slices[row], self._targets[row] = self._slices[row][:0], self._targets[row][:0]
+
+    def teach(self, rows: Tensor, slices: Tensor, lessons: Tensor, keys: Tensor, rounds: Tensor) -> None:
+        """Add samples and train the networks again; their weights and batches follow from the keys."""
+        seeds = random_bits(keys, 0, self.options.ensemble).tolist()
+        for row, numbers, targets, seed in zip(rows.tolist(), slices, lessons, seeds, strict=True):
+            there = (numbers >= 0).flatten()
+            found, given = numbers.flatten()[there], targets.flatten(0, 1)[there]
+            self._slices[row] = torch.cat([self._slices[row].to(found), found])
+            self._targets[row] = torch.cat([self._targets[row].to(given), given]) if len(self._targets[row]) else given
+            before = self._networks[row] if self.options.start == "fine_tune" else []
+            self._networks[row] = [
+                self._train(row, seed[member], before[member] if before else None)
+                for member in range(self.options.ensemble)
+            ]
+
+    def _train(self, row: int, seed: int, start: nn.Module | None) -> nn.Module:
+        images, targets, options = self.images[self._slices[row]], self._targets[row], self.options
+        with _seeded(seed, images.device):
+            network = (self.build() if start is None else copy.deepcopy(start)).to(images.device)
+            network.requires_grad_(True).train()
+            optimizer = torch.optim.AdamW(
+                network.parameters(), options.learning_rate, weight_decay=options.weight_decay
+            )
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, options.learning_rate, total_steps=options.iterations + 1, pct_start=0.2
+            )
+            for _ in range(options.iterations):
+                chosen = torch.randint(len(images), (options.batch,)).to(images.device)
+                loss = self.loss(network, images[chosen], targets[chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        return network.eval().requires_grad_(False)
+
+    def predict(self, rows: Tensor, slices: Tensor) -> Tensor:
+        """Class probabilities, the mean of the members."""
+        return torch.stack(
+            [self._members(row, numbers).mean(0) for row, numbers in zip(rows.tolist(), slices, strict=True)]
+        )
+
+    def _members(self, row: int, slices: Tensor) -> Tensor:
+        """Probabilities of every member, (M, n, K, ...)."""
+        return torch.stack([self._run(network, slices)[0] for network in self._networks[row]])
+
+    def _run(self, network: nn.Module, slices: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            parts = [network(self.images[part]) for part in slices.split(_BATCH)]
+        probabilities = torch.cat([logits.softmax(1) for logits, _ in parts])
+        features = torch.cat([seen.flatten(2).mean(2) for _, seen in parts])
+        return (probabilities if probabilities.ndim == 4 else probabilities[:, :, None, None]).clone(), features.clone()
+
+    def members(self, row: int, slices: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """The members of the ensemble; of a single network ``count`` passes of Monte Carlo dropout."""
+        if self.options.ensemble > 1:
+            return self._members(row, slices)
+        return self._passes(row, slices, count, int(torch.randint(2**62, (1,), generator=generator)))
+
+    def _passes(self, row: int, slices: Tensor, count: int, seed: int) -> Tensor:
+        network = self._networks[row][0]
+        dropouts = [module for module in network.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        with _seeded(seed, self.images.device):
+            # Dropout alone: batch norm would otherwise learn from what it predicts.
+            for module in dropouts:
+                module.train()
+            passes = torch.stack([self._run(network, slices)[0] for _ in range(count)])
+            for module in dropouts:
+                module.eval()
+        return passes
+
+    def disagreement(self, rows: Tensor, slices: Tensor) -> Tensor:
+        """Mutual information of prediction and weights (BALD, Houlsby et al. 2011), over ln K, averaged over the image."""
+        found = []
+        for row, numbers in zip(rows.tolist(), slices, strict=True):
+            single = self.options.ensemble == 1
+            passes = self._passes(row, numbers, _PASSES, 0) if single else self._members(row, numbers)
+            information = _entropy(passes.mean(0)) - _entropy(passes).mean(0)
+            found.append(information.flatten(1).mean(1).clamp_min(0))
+        return torch.stack(found) / torch.log(torch.tensor(float(self.num_classes)))
+
+    def features(self, row: int, slices: Tensor) -> Tensor:
+        """What the last layer of the first member sees, averaged over the image, (n, F)."""
+        return self._run(self._networks[row][0], slices)[1]
+
+    def overlap(self, rows: Tensor, scored: str) -> Overlap:
+        """At full resolution, of the most probable classes."""
+        part = self._scored[scored]
+        found = []
+        for row in rows.tolist():
+            numbers = torch.tensor([row], device=self.images.device)
+            predicted = torch.cat(
+                [most_probable(self.predict(numbers, some[None])[0]) for some in part.slices.split(_BATCH)]
+            )
+            found.append(self._joint(predicted, part.labels))
+        joint = torch.stack(found)
+        sums = (joint.diagonal(dim1=2, dim2=3), joint.sum(2), joint.sum(3))
+        return Overlap(*(case_sums(value, part.cases, len(part.names)) for value in sums))
+
+    def _joint(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """Pixels by true and predicted class, float32 (n, K, K)."""
+        classes, count = self.num_classes, len(labels)
+        pairs = labels.reshape(count, -1).long() * classes + predicted.reshape(count, -1)
+        entries = pairs + classes**2 * torch.arange(count, device=pairs.device)[:, None]
+        return torch.bincount(entries.flatten(), minlength=count * classes**2).view(count, classes, classes).float()
+
+    def sibling(self, num_envs: int) -> "NetworkLearner":
+        """A learner of ``num_envs`` other episodes on the same images."""
+        return type(self)(self.images, self._scored, self.num_classes, num_envs, self.options)
+
+    def take(self, other: "NetworkLearner", rows: Tensor) -> None:
+        """Go on from the state of ``rows`` int64 (N,) of ``other``, a sibling."""
+        for mine, row in enumerate(rows.tolist()):
+            self._networks[mine] = copy.deepcopy(other._networks[row])
+            self._slices[mine], self._targets[mine] = other._slices[row], other._targets[row]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was taught, and the weights."""
+        return {
+            "slices": [numbers.clone() for numbers in self._slices],
+            "targets": [targets.clone() for targets in self._targets],
+            "networks": [
+                [{name: value.clone() for name, value in network.state_dict().items()} for network in members]
+                for members in self._networks
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        if len(state.get("networks", [])) != self.num_envs:
+            raise SeggymError(
+                f"the state of the learner holds the networks of {len(state.get('networks', []))} episodes, expected "
+                f"{self.num_envs}; make the environment with the same learner and num_envs"
+            )
+        self._slices = [numbers.clone() for numbers in state["slices"]]
+        self._targets = [targets.clone() for targets in state["targets"]]
+        for row, members in enumerate(state["networks"]):
+            self._networks[row] = []
+            for weights in members:
+                with _seeded(0, self.images.device):
+                    network = self.build().to(self.images.device)
+                network.load_state_dict(weights)
+                self._networks[row].append(network.eval().requires_grad_(False))
+
+
+def turned(images: Tensor, targets: Tensor, outside: int) -> tuple[Tensor, Tensor]:
+    """A batch turned by up to 20 degrees, scaled by up to 15 % and mirrored at random, and changed in contrast.
+
+    ``targets`` uint8 (B, H, W) move with ``images`` (B, C, H, W) and are ``outside`` beyond the border.
+    """
+    count = len(images)
+    angle = (torch.rand(count) * 2 - 1) * 0.35
+    scale = 1 + (torch.rand(count) * 2 - 1) * 0.15
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    cosine, sine, zero = scale * angle.cos(), scale * angle.sin(), torch.zeros(count)
+    rows = [torch.stack([cosine * mirror, -sine, zero], 1), torch.stack([sine * mirror, cosine, zero], 1)]
+    grid = nn.functional.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
+    moved = nn.functional.grid_sample(images, grid, align_corners=False)
+    # Shifted by one, so that 0, what lies beyond the border, is no class.
+    shifted = nn.functional.grid_sample(targets[:, None].float() + 1, grid, mode="nearest", align_corners=False)
+    labels = shifted[:, 0].round().long() - 1
+    gamma = torch.exp((torch.rand(count, 1, 1, 1) * 2 - 1) * 0.3).to(images)
+    return moved.clamp_min(1e-4) ** gamma, torch.where(labels < 0, outside, labels)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Of (..., K, h, w), in nats: (..., h, w)."""
+    return -(probabilities * probabilities.clamp_min(1e-8).log()).sum(-3)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators start from ``seed`` inside, and are as they were afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
