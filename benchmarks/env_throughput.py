@@ -33,7 +33,8 @@ def main() -> None:
     """Measure what is asked for, and print the table."""
     options = parse()
     out = Path(options.out)
-    names = options.ids or [*REFERENCES, *(name for name in ENVIRONMENTS if "Folder" not in name)]
+    kspace = (name for name in ENVIRONMENTS if name.startswith("KSpace") and "Folder" not in name)
+    names = options.ids or [*REFERENCES, *kspace]
     unknown = sorted(set(names) - {*REFERENCES, *ENVIRONMENTS})
     if unknown:
         raise SeggymError(

@@ -121,8 +121,8 @@ def encode(encoder: Encoder, images: Tensor) -> Tensor:
     """Features (n, D, H / 4, W / 4) of images (n, C, H, W), some at a time."""
     if images.shape[1] != encoder.channels:
         raise SeggymError(
-            f"the encoder was trained on images of {encoder.channels} channels, these have {images.shape[1]}: leave encoder "
-            "out, so that one is trained"
+            f"the encoder was trained on images of {encoder.channels} channels, these have {images.shape[1]}: leave "
+            "encoder out, so that one is trained"
         )
     with torch.inference_mode():
         features = torch.cat([encoder(part) for part in images.split(_BATCH)])

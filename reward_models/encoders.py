@@ -96,7 +96,7 @@ def _loss(clean: Tensor, encoder: nn.Module, expand: nn.Module, restore: nn.Modu
 
 
 def vicreg(one: Tensor, other: Tensor) -> Tensor:
-    """Invariance, variance and covariance terms (Bardes et al., eq. 6) of pairs of features (n, D), weights 25, 25, 1."""
+    """Invariance, variance and covariance (Bardes et al., eq. 6) of pairs of features (n, D), weights 25, 25, 1."""
     loss = 25 * functional.mse_loss(one, other)
     for view in (one, other):
         centred = view - view.mean(0)

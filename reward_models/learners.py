@@ -1,8 +1,9 @@
 """What is taught in active learning: one interface for every learner, and the sets of slices it works on.
 
-A learner belongs to N episodes at once. Slices are named by their number in one bank of images, which holds the pool and
-whatever is predicted or scored. A learner is given the labels of scored slices when it is made, and of a sample of the
-pool only when that has been annotated, as a *lesson*: what it made of the annotation itself (:meth:`Learner.digest`).
+A learner belongs to N episodes at once. Slices are named by their number in one bank of images, which holds the pool
+and whatever is predicted or scored. A learner is given the labels of scored slices when it is made, and of a sample of
+the pool only when that has been annotated, as a *lesson*: what it made of the annotation itself
+(:meth:`Learner.digest`).
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Learner(Protocol):
     num_classes: int
 
     def digest(self, slices: Tensor, targets: Tensor) -> Tensor:
-        """Lessons (P, ...) of P samples: their ``slices`` int64 (P, S), -1 for none, and ``targets`` uint8 (P, S, H, W)."""
+        """Lessons (P, ...) of samples with ``slices`` int64 (P, S), -1 for none, and ``targets`` uint8 (P, S, H, W)."""
         ...
 
     def begin(self, rows: Tensor) -> None:

@@ -1,10 +1,12 @@
 """What learners share that train a network for every episode: what they were taught, members, dropout and resume."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,9 +27,9 @@ _PASSES = 4
 class NetworkOptions:
     """How the network of an episode is trained, at every retraining.
 
-    ``iterations`` of AdamW with batches of ``batch`` images and one cycle of the learning rate up to
-    ``learning_rate``; ``start`` "scratch" or "fine_tune" (from the weights of the round before); ``ensemble`` networks;
-    ``dropout`` at the deepest level, active in training and for Monte Carlo passes.
+    ``iterations`` of AdamW with batches of ``batch`` images, the learning rate rising to ``learning_rate`` and falling
+    again; ``start`` "scratch" or "fine_tune" (from the weights of the round before); ``ensemble`` networks; ``dropout``
+    at the deepest level, active in training and in Monte Carlo passes.
     """
 
     iterations: int = 200
@@ -74,7 +76,7 @@ class NetworkLearner(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """A fresh network that maps images (B, C, H, W) to (logits (B, K, ...), what its last layer sees (B, F, ...))."""
+        """A fresh network: images (B, C, H, W) to (logits (B, K, ...), what its last layer sees (B, F, ...))."""
 
     @abstractmethod
     def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -112,9 +114,7 @@ class NetworkLearner(ABC):
             optimizer = torch.optim.AdamW(
                 network.parameters(), options.learning_rate, weight_decay=options.weight_decay
             )
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, options.learning_rate, total_steps=options.iterations + 1, pct_start=0.2
-            )
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, options.iterations))
             for _ in range(options.iterations):
                 chosen = torch.randint(len(images), (options.batch,)).to(images.device)
                 loss = self.loss(network, images[chosen], targets[chosen])
@@ -160,7 +160,7 @@ class NetworkLearner(ABC):
         return passes
 
     def disagreement(self, rows: Tensor, slices: Tensor) -> Tensor:
-        """Mutual information of prediction and weights (BALD, Houlsby et al. 2011), over ln K, averaged over the image."""
+        """Mutual information of prediction and weights (BALD, Houlsby et al. 2011) over ln K, image mean."""
         found = []
         for row, numbers in zip(rows.tolist(), slices, strict=True):
             single = self.options.ensemble == 1
@@ -231,6 +231,12 @@ class NetworkLearner(ABC):
                     network = self.build().to(self.images.device)
                 network.load_state_dict(weights)
                 self._networks[row].append(network.eval().requires_grad_(False))
+
+
+def _rate(iterations: int, iteration: int) -> float:
+    """Share of the learning rate: it rises over a tenth of the iterations and falls as a cosine."""
+    rise = max(1, iterations // 10)
+    return min((iteration + 1) / rise, 0.5 * (1 + math.cos(math.pi * iteration / iterations)))
 
 
 def turned(images: Tensor, targets: Tensor, outside: int) -> tuple[Tensor, Tensor]:

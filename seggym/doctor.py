@@ -13,6 +13,8 @@ import torch
 from seggym.cohorts.cohort import READERS, cohort_root, seggym_home
 from seggym.envs import ENVIRONMENTS
 from seggym.envs.kspace.volumes.settings import VolumeSettings, settings_type
+from seggym.envs.selection.observation import EMBEDDING, candidate_width, learner_width
+from seggym.envs.selection.settings import SelectionSettings
 from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import PACKAGED, RewardModel, open_reward_model
 from seggym.reward_models.frozen import resolve_device
@@ -44,6 +46,9 @@ def environment_table() -> str:
     rows = [("id", "action", "observation", "needs")]
     for name in ENVIRONMENTS:
         spec = gymnasium.spec(name)
+        if name.startswith("ALSelect"):
+            rows.append((name, *_selection_row(SelectionSettings(**spec.kwargs))))
+            continue
         settings = settings_type(spec.entry_point)(**spec.kwargs)
         views, crop = settings.scan.num_views, settings.scan.crop
         shapes = {"image": f"uint8 (1, {crop}, {crop})", "acquired": f"int8 ({views},)", "budget": "float32 (1,)"}
@@ -61,6 +66,21 @@ def environment_table() -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _selection_row(settings: SelectionSettings) -> tuple[str, str, str]:
+    """Action, observation and needs of a selection environment; K classes are known once the cohort is read."""
+    rows = settings.candidates
+    shapes = {
+        "candidates": f"float32 ({rows}, {candidate_width(0)} + K)",
+        "embeddings": f"float32 ({rows}, {EMBEDDING})",
+        "learner": f"float32 ({learner_width(0)} + 2 K,)",
+        "budget": "float32 (1,)",
+        "progress": "float32 (2,)",
+        "action_mask": f"int8 ({rows},)",
+    }
+    observation = ", ".join(f"{part} {shapes[part]}" for part in settings.observation)
+    return f"Discrete({rows})", observation, "nothing" if settings.cohort in ("phantom", "images") else "data_root"
 
 
 def _computing(advice: list[str]) -> Iterator[str]:

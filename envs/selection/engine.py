@@ -63,6 +63,11 @@ class SelectionEngine:
                 f"budget={settings.budget} goes up to {highest}, expected at most {spare}: the pool has {len(pool)} "
                 f"samples, of which {self.initial} are annotated at the start; lower budget or initial"
             )
+        if settings.class_slots is not None and settings.class_slots < pool.num_classes:
+            raise SeggymError(
+                f"class_slots={settings.class_slots} is less than the {pool.num_classes} classes of the cohort "
+                f"({', '.join(pool.class_names)}); raise it or leave it out"
+            )
         self.num_candidates = len(pool) if settings.action == "pool" else min(settings.candidates, len(pool))
         self.num_actions = self.num_candidates
         self._costs = settings.minutes

@@ -35,8 +35,8 @@ CANDIDATE_FEATURES = (
 
 QUANTILES = 8
 EMBEDDING = 16
-# Numbers that are worked on at a time.
-_PIECE = 2**24
+# Numbers that are worked on at a time, so that an operation finds the result of the one before in the cache.
+_PIECE = 2**19
 
 
 def candidate_width(class_slots: int) -> int:

@@ -82,11 +82,11 @@ class Oracle:
         self._histograms = torch.stack([(pixels == label).sum(1) for label in range(num_classes)], 1)
 
     def annotate(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Lessons and annotated pixels per class int64 (..., K) of ``samples`` int64 (...), which are being annotated."""
+        """Lessons and annotated pixels per class, int64 (..., K), of ``samples`` int64 (...), now annotated."""
         return self._lessons[samples], self._histograms[samples]
 
     def targets(self, samples: Tensor, annotated: Tensor) -> Tensor:
-        """What the annotator gave of ``samples`` int64 (n,), (n, S, H, W); all of them are in ``annotated`` bool (P,)."""
+        """What the annotator gave of ``samples`` int64 (n,): (n, S, H, W). They must be ``annotated`` bool (P,)."""
         if not bool(annotated[samples].all()):
             first = int(samples[~annotated[samples]][0])
             raise SeggymError(

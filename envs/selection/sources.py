@@ -295,4 +295,4 @@ def _of_images(settings: SelectionSettings, images: LabelledImages, device: torc
 def standardised(embeddings: Tensor) -> Tensor:
     """Columns with mean 0 and standard deviation 1 (0 where constant), float32."""
     centred = embeddings - embeddings.mean(0)
-    return (centred / centred.std(0).clamp_min(1e-6)).float()
+    return (centred / centred.std(0, correction=0).clamp_min(1e-6)).float()

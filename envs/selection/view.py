@@ -80,7 +80,7 @@ class EpisodeView:
         return found.unflatten(0, shown.shape).mean(1)
 
     def labels(self, indices: np.ndarray) -> Tensor:
-        """What the annotator gave, or, to a privileged strategy, the truth: uint8 (n, M H, W), int64 (n,) for images."""
+        """What the annotator gave, to a privileged strategy the truth: uint8 (n, M H, W), int64 (n,) for images."""
         samples = self._samples(indices)
         oracle = self._engine.oracle
         if self._privileged:
