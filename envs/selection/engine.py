@@ -236,6 +236,18 @@ class SelectionEngine:
         dice = (2 * shared / (predicted + true)).masked_fill(true == 0, torch.nan)[0]
         return dice if self.settings.classification else dice[:, 1:]
 
+    def quality_of(self, samples: Tensor, keys: Tensor, scored: str = "reward") -> Tensor:
+        """Quality (B,), on the set ``scored``, of learners that are taught just ``samples`` int64 (B, n), all at once.
+
+        ``keys`` int64 (B,) decide what is random in them. It looks at the labels of the samples; no episode changes.
+        """
+        rows = torch.arange(len(samples), device=self.device)
+        learner = self.learner.sibling(len(samples))
+        learner.begin(rows)
+        lessons = self.oracle.annotate(samples)[0]
+        learner.teach(rows, self.pool.slices[samples], lessons, keys, torch.zeros_like(keys))
+        return self._score(learner.overlap(rows, scored))[0]
+
     def lookahead(self, slot: int, samples: Tensor) -> Tensor:
         """Quality after each of ``samples`` int64 (n,) alone would have been annotated, (n,): it looks at the labels.
 

@@ -152,7 +152,7 @@ def test_dice_loss_by_hand():
 
 
 def test_images_and_labels_turn_together():
-    images, masks = discs(6)
+    _, masks = discs(6)
     torch.manual_seed(0)
     clean = torch.where(masks[:, None] > 0, 1.0, 0.2)
     moved, labels = turned(clean, masks, outside=7)

@@ -256,6 +256,17 @@ def test_looking_ahead_is_what_a_step_would_bring(make_selection):
     assert len(set(expected.tolist())) > 1
 
 
+def test_quality_of_a_set_is_that_of_an_episode_with_it(make_selection):
+    engine = make_selection(1)
+    begin(engine, [3], [4])
+    first = engine.order[0, :2].clone()
+    found = engine.quality_of(torch.stack([first, first.flip(0), torch.tensor([1, 9])]), torch.tensor([7, 8, 9]))
+    assert float(found[0]) == float(engine.quality[0])
+    assert float(found[1]) == pytest.approx(float(found[0]), abs=1e-9)
+    assert float(found[2]) != float(found[0])
+    assert engine.order[0, :2].tolist() == first.tolist()
+
+
 def test_minutes_by_hand(make_selection):
     """Volumes of four slices: 2 minutes a mask, 5 for opening a volume, once."""
     engine = make_selection(1, action="pool", costs={"mask": 2, "volume": 5}, cost_weight=6.0, reward="gain_per_cost")
