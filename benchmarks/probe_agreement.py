@@ -3,8 +3,8 @@
 ``python benchmarks/probe_agreement.py --out runs/agreement`` draws ``--subsets`` random sets of each of ``--sizes``
 samples, teaches the probe and ``--seeds`` U-Nets with each, and scores all of them on the reward set. What is done is
 in ``--out`` and is not done again, so the command may be interrupted and repeated. The ceiling of any surrogate is how
-well the network agrees with itself under another seed. Correlations are Spearman's, over the sets of one size (over sets of
-several sizes everything agrees, because more samples are better), with intervals from resampled sets.
+well the network agrees with itself under another seed. Correlations are Spearman's, over the sets of one size (over
+sets of several sizes everything agrees, because more samples are better), with intervals from resampled sets.
 """
 
 import argparse

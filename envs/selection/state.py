@@ -33,7 +33,11 @@ class SelectionState(Protocol):
 
     Samples are named by their index in the pool, 0..P-1. No member gives a label of the pool that has not been
     annotated in this episode: ``labels`` raises for those, except to a strategy that declares ``privileged``
-    (it is handed a state whose ``labels`` answers for all).
+    (it is handed a state whose ``labels`` answers for all, and that can look ahead).
+
+    A sample of several slices (a volume, a patient) is seen as one image: M of its slices one below the other, so that
+    H and h are M times as large. Of up to 16 slices all are shown, of more that many evenly spaced ones; M is the same
+    for all samples of a pool, and slices repeat in those that have fewer.
     """
 
     @property
@@ -53,7 +57,7 @@ class SelectionState(Protocol):
 
     @property
     def round(self) -> int:
-        """Retrainings so far."""
+        """Retrainings so far, the one with the initial samples not counted."""
         ...
 
     @property
@@ -63,7 +67,7 @@ class SelectionState(Protocol):
 
     @property
     def generator(self) -> torch.Generator:
-        """The only randomness that a strategy may use; it follows from the episode's key and the round."""
+        """The only randomness that a strategy may use, fresh at every call: it follows from key and number of picks."""
         ...
 
     def images(self, indices: np.ndarray) -> Tensor:
@@ -87,6 +91,13 @@ class SelectionState(Protocol):
         ...
 
     def labels(self, indices: np.ndarray) -> Tensor:
-        """uint8 (n, H, W) (int64 (n,) for classification); raises :class:`seggym.errors.SeggymError` for a label that
-        this strategy has no right to."""
+        """What the annotator gave, uint8 (n, H, W), 255 where a scribble leaves a pixel out (int64 (n,) for images).
+
+        A privileged strategy gets the true masks, of whatever sample. Raises :class:`seggym.errors.SeggymError` for a
+        label that this strategy has no right to.
+        """
+        ...
+
+    def lookahead(self, indices: np.ndarray) -> np.ndarray:
+        """float64 (n,): the quality if each of ``indices`` alone were annotated now; for privileged strategies only."""
         ...
