@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from seggym.cohorts.cohort import open_cohort, seggym_home
 from seggym.cohorts.splits import selection_roles, split_cohort
@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
         roles = selection_roles(split, cohort.groups, shares=list(config.shares), seed=config.split_seed)
         patients = [patient for role in wanted for patient in getattr(roles, role)]
     slices = prepared(cohort, patients, config.size, config.spacing)
-    recipe = build(EncoderRecipe, OmegaConf.to_container(config.recipe, resolve=True), "recipe.")
+    recipe = build(EncoderRecipe, config.recipe, "recipe.")
     folder = Path(config.output).expanduser() if config.output else seggym_home() / "reward_models" / config.name
     start = time.perf_counter()
     fit_encoder(folder, slices.images, cohort, patients, config.spacing, recipe)
