@@ -16,7 +16,7 @@ from seggym.envs.kspace.volumes.settings import VolumeSettings, settings_type
 from seggym.envs.selection.observation import EMBEDDING, candidate_width, learner_width
 from seggym.envs.selection.settings import SelectionSettings
 from seggym.errors import SeggymError
-from seggym.reward_models.checkpoints import PACKAGED, RewardModel, open_reward_model
+from seggym.reward_models.checkpoints import ENCODING, PACKAGED, RewardModel, open_reward_model
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.precision import HOW_TO_MEASURE, judge, native_precision
 from seggym.speed_check import ENVIRONMENT, NUM_ENVS, measure_speed
@@ -130,6 +130,9 @@ def _reward_models(advice: list[str]) -> Iterator[str]:
         # A published model hides the packaged one of its name, so say which of them is meant.
         origin = f"published in {model.folder}" if model.folder == published / name else "comes with seggym"
         networks = ", ".join(model.cards)
+        if card.task == ENCODING:
+            yield f"  {name}: {card.architecture}, {card.num_outputs} features, for active learning; {origin}"
+            continue
         yield f"  {name}: {card.architecture}, {card.num_outputs} classes, networks {networks}; {origin}"
         yield from _precision_of(model, advice)
     if "acdc" not in names or missing:
