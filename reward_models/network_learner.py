@@ -29,7 +29,9 @@ class NetworkOptions:
 
     ``iterations`` of AdamW with batches of ``batch`` images, the learning rate rising to ``learning_rate`` and falling
     again; ``start`` "scratch" or "fine_tune" (from the weights of the round before); ``ensemble`` networks; ``dropout``
-    at the deepest level, active in training and in Monte Carlo passes.
+    at the deepest level, active in training and in Monte Carlo passes. With ``validate_every`` the network is scored on
+    the set "reward" every so many iterations, and each member's best weights are kept; by default the last ones are, so
+    that no label but those annotated decides anything.
     """
 
     iterations: int = 200
@@ -40,6 +42,7 @@ class NetworkOptions:
     ensemble: int = 1
     dropout: float = 0.5
     widths: Sequence[int] = (16, 32, 64, 128)
+    validate_every: int = 0
 
     def __post_init__(self) -> None:
         if self.start not in ("scratch", "fine_tune"):
@@ -47,6 +50,8 @@ class NetworkOptions:
         for name in ("iterations", "batch", "ensemble"):
             if getattr(self, name) < 1:
                 raise SeggymError(f"learner_options.{name}={getattr(self, name)} must be at least 1")
+        if self.validate_every < 0:
+            raise SeggymError(f"learner_options.validate_every={self.validate_every} must not be negative")
         if not self.learning_rate > 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
             raise SeggymError(
                 f"learner_options must have learning_rate > 0, weight_decay >= 0 and 0 <= dropout < 1, found "
@@ -115,14 +120,30 @@ class NetworkLearner(ABC):
                 network.parameters(), options.learning_rate, weight_decay=options.weight_decay
             )
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, options.iterations))
-            for _ in range(options.iterations):
+            best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+            for number in range(1, options.iterations + 1):
                 chosen = torch.randint(len(images), (options.batch,)).to(images.device)
                 loss = self.loss(network, images[chosen], targets[chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                if options.validate_every and (number % options.validate_every == 0 or number == options.iterations):
+                    quality = self._quality(network)
+                    if quality > best[0]:
+                        best = quality, copy.deepcopy(network.state_dict())
+            if best[1]:
+                network.load_state_dict(best[1])
         return network.eval().requires_grad_(False)
+
+    def _quality(self, network: nn.Module) -> float:
+        """Mean Dice (of images: F1) over the classes of the cases of the set "reward", which draws no random number."""
+        network.eval()
+        shared, predicted, true = self._overlap([network], self._scored["reward"])
+        network.train()
+        first = 0 if self._scored["reward"].labels.ndim == 1 else 1
+        dice = (2 * shared / (predicted + true)).masked_fill(true == 0, torch.nan)[:, first:]
+        return float(dice.nanmean(1).nanmean())
 
     def predict(self, rows: Tensor, slices: Tensor) -> Tensor:
         """Class probabilities, the mean of the members."""
@@ -132,7 +153,10 @@ class NetworkLearner(ABC):
 
     def _members(self, row: int, slices: Tensor) -> Tensor:
         """Probabilities of every member, (M, n, K, ...)."""
-        return torch.stack([self._run(network, slices)[0] for network in self._networks[row]])
+        return self._each(self._networks[row], slices)
+
+    def _each(self, networks: Sequence[nn.Module], slices: Tensor) -> Tensor:
+        return torch.stack([self._run(network, slices)[0] for network in networks])
 
     def _run(self, network: nn.Module, slices: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -175,17 +199,15 @@ class NetworkLearner(ABC):
 
     def overlap(self, rows: Tensor, scored: str) -> Overlap:
         """At full resolution, of the most probable classes."""
-        part = self._scored[scored]
-        found = []
-        for row in rows.tolist():
-            numbers = torch.tensor([row], device=self.images.device)
-            predicted = torch.cat(
-                [most_probable(self.predict(numbers, some[None])[0]) for some in part.slices.split(_BATCH)]
-            )
-            found.append(self._joint(predicted, part.labels))
-        joint = torch.stack(found)
-        sums = (joint.diagonal(dim1=2, dim2=3), joint.sum(2), joint.sum(3))
-        return Overlap(*(case_sums(value, part.cases, len(part.names)) for value in sums))
+        found = [self._overlap(self._networks[row], self._scored[scored]) for row in rows.tolist()]
+        return Overlap(*(torch.stack(values) for values in zip(*found, strict=True)))
+
+    def _overlap(self, networks: Sequence[nn.Module], part: ScoredSet) -> Overlap:
+        """What the mean of ``networks`` predicts of ``part``, (cases, K) each."""
+        predicted = [most_probable(self._each(networks, some).mean(0)) for some in part.slices.split(_BATCH)]
+        joint = self._joint(torch.cat(predicted), part.labels)
+        sums = (joint.diagonal(dim1=1, dim2=2), joint.sum(1), joint.sum(2))
+        return Overlap(*(case_sums(value[None], part.cases, len(part.names))[0] for value in sums))
 
     def _joint(self, predicted: Tensor, labels: Tensor) -> Tensor:
         """Pixels by true and predicted class, float32 (n, K, K)."""

@@ -163,6 +163,20 @@ class SelectionEngine:
         self._teach((due & (self.count > self.taught)).nonzero()[:, 0])
         return StepResult(self._rewards(before, minutes, illegal), terminated, illegal)
 
+    def annotate(self, slot: int, samples: Tensor) -> None:
+        """Annotate ``samples`` int64 (n,) in episode ``slot``, in this order, and retrain once: a query of any size.
+
+        Every sample is a pick; raises :class:`SeggymError` where one is annotated already or named twice.
+        """
+        row, samples = self._rows[slot : slot + 1], samples.to(self.device)
+        if bool(self.labelled[slot, samples].any()) or len(samples.unique()) < len(samples):
+            raise SeggymError("a query names a sample twice, or one that is annotated already: name others")
+        for sample in samples.split(1):
+            self._annotate(row, sample)
+        self.steps[row] += len(samples)
+        self.remaining[row] -= len(samples)
+        self._teach(row)
+
     def _annotate(self, rows: Tensor, samples: Tensor) -> None:
         """Let the oracle annotate one sample int64 (B,) in each of ``rows``."""
         volume = self._volume[samples]
