@@ -4,10 +4,12 @@ from setuptools import setup
 
 FLOORS = [
     "agents",
+    "agents.al",
     "agents.algorithms",
     "agents.rllib",
     "agents.strategies",
     "configs",
+    "configs.selection",
     "cohorts",
     "envs",
     "envs.kspace",
@@ -26,6 +28,7 @@ setup(
     package_data={
         "seggym": ["py.typed"],
         "seggym.configs": ["*.yaml", "*/*.yaml"],
+        "seggym.configs.selection": ["*.yaml", "*/*.yaml"],
         "seggym.reward_models": [f"{name}/{depth}" for name in PHANTOM_MODELS for depth in ("*", "*/*")],
     },
 )

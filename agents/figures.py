@@ -53,7 +53,7 @@ def curves(result: EvaluationResult, net: str, level: str, metric: str, title: s
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
 
-    return _png(draw, (7.5, 4.8))
+    return png(draw, (7.5, 4.8))
 
 
 def areas(result: EvaluationResult) -> bytes:
@@ -79,7 +79,7 @@ def areas(result: EvaluationResult) -> bytes:
         axes.grid(axis="x", alpha=0.3)
         axes.legend(fontsize=7)
 
-    return _png(draw, (7.5, 0.42 * len(ranked) + 1.2))
+    return png(draw, (7.5, 0.42 * len(ranked) + 1.2))
 
 
 def line_order(policy: PolicyResult, matrix: int) -> bytes:
@@ -102,10 +102,11 @@ def line_order(policy: PolicyResult, matrix: int) -> bytes:
         axes.figure.colorbar(picture, ax=axes, label="share of episodes")
         axes.set(xlabel="line relative to DC", ylabel="step", title=f"Lines that {policy.name} measures")
 
-    return _png(draw, (7.5, 3.6))
+    return png(draw, (7.5, 3.6))
 
 
-def _png(draw: Callable[["Axes"], None], size: tuple[float, float]) -> bytes:
+def png(draw: Callable[["Axes"], None], size: tuple[float, float]) -> bytes:
+    """What ``draw`` makes of empty axes, as PNG; ``size`` in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

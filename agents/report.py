@@ -12,7 +12,7 @@ from seggym.agents.figures import all_figures
 from seggym.agents.results import LEVELS, EvaluationResult
 from seggym.files import write_atomic, write_json
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
 table { display: block; overflow-x: auto; }
@@ -60,7 +60,7 @@ def report_html(result: EvaluationResult, figures: dict[str, bytes]) -> str:
     facts = json.dumps({"settings": result.settings, **result.provenance}, indent=1, default=str)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        f"<title>Evaluation: {html.escape(result.env_id)}</title><style>{_STYLE}</style></head><body>",
+        f"<title>Evaluation: {html.escape(result.env_id)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(result.env_id)}: policies on {role} patients</h1>",
         f"<p>{patients} patients, {len(result.cases.volumes)} volumes, {len(result.cases)} slices; budgets "
         f"{result.eval_range[0]} to {result.eval_range[1]} lines after the initial "
@@ -68,7 +68,7 @@ def report_html(result: EvaluationResult, figures: dict[str, bytes]) -> str:
         f"<p>{html.escape(f'{_ORIGINS[result.origin]} {_PREFACE}')}</p>",
         "<h2>Areas and lines to 95 % of the Dice at full k-space</h2>",
         _summary(result),
-        *(_figure(name, content) for name, content in figures.items()),
+        *(figure(name, content) for name, content in figures.items()),
         "<h2>Paired differences in area</h2>",
         _contrasts(result),
         "<h2>Every budget</h2>",
@@ -85,7 +85,7 @@ def report_html(result: EvaluationResult, figures: dict[str, bytes]) -> str:
 def _summary(result: EvaluationResult) -> str:
     headings, body = result.table_rows()
     rows = [(_row_class(result, policy.name), [policy.name, *cells]) for policy, cells in body]
-    return _table(["policy", *headings], rows)
+    return html_table(["policy", *headings], rows)
 
 
 def _contrasts(result: EvaluationResult) -> str:
@@ -98,7 +98,7 @@ def _contrasts(result: EvaluationResult) -> str:
         rows.append(("apart" if entry["privileged"] else "", cells))
     if not rows:
         return "<p>There is no policy beside the baselines.</p>"
-    return _table(["difference", "measure", "mean [95 % interval]", "p (Holm)", "patients"], rows)
+    return html_table(["difference", "measure", "mean [95 % interval]", "p (Holm)", "patients"], rows)
 
 
 def _per_budget(result: EvaluationResult) -> Iterable[str]:
@@ -110,7 +110,7 @@ def _per_budget(result: EvaluationResult) -> Iterable[str]:
             budgets: Sequence[int | str] = ["full"] * len(points) if policy.kind == "ceiling" else points
             cells = [_mean(result.find(policy.name, net, budget, metric, level)) for budget in budgets]
             rows.append((_row_class(result, policy.name), [policy.name, *cells]))
-        yield f"<h3>{metric} per {level}, net {net}</h3>" + _table(["policy", *map(str, points)], rows)
+        yield f"<h3>{metric} per {level}, net {net}</h3>" + html_table(["policy", *map(str, points)], rows)
 
 
 def _last_budget(result: EvaluationResult) -> str:
@@ -128,7 +128,7 @@ def _last_budget(result: EvaluationResult) -> str:
         cells = [_mean(result.find(policy.name, net, budget, metric, level)) for net, level, metric in measures]
         rows.append((_row_class(result, policy.name), [policy.name, *cells]))
     headings = [f"{metric}, {level}, {net}" for net, level, metric in measures]
-    return _table(["policy", *headings], rows)
+    return html_table(["policy", *headings], rows)
 
 
 def _row_class(result: EvaluationResult, name: str) -> str:
@@ -142,7 +142,8 @@ def _mean(row: dict[str, Any] | None) -> str:
     return "" if row is None else f"{row['mean']:.3f}"
 
 
-def _table(headings: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+def html_table(headings: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A table; each row has a class (see :data:`STYLE`) and its cells."""
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
     body = "".join(
         f"<tr class='{kind}'>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
@@ -151,6 +152,7 @@ def _table(headings: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _figure(name: str, content: bytes) -> str:
+def figure(name: str, content: bytes) -> str:
+    """A PNG within the page."""
     encoded = base64.b64encode(content).decode()
     return f"<p><img alt='{html.escape(name)}' src='data:image/png;base64,{encoded}'></p>"
