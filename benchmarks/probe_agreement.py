@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[5, 15, 40])
     parser.add_argument("--subsets", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--ann-type", default="mask")
     parser.add_argument("--kwargs", default="{}", help="further keyword arguments of the environment, JSON")

@@ -34,7 +34,7 @@ class NetworkOptions:
     that no label but those annotated decides anything.
     """
 
-    iterations: int = 200
+    iterations: int = 600
     batch: int = 8
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
