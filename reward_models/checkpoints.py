@@ -160,7 +160,7 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
     card = ModelCard(**content)
     if card.task not in (*TASKS, ENCODING):
         raise SeggymError(
-            f"{path}: task is {card.task!r}, expected {', '.join(TASKS)} or {ENCODING}; mend or train it again"
+            f"{path}: task is {card.task!r}, expected {' or '.join((*TASKS, ENCODING))}; mend or train it again"
         )
     if card.task == "segmentation" and len(card.class_names) != card.num_outputs:
         raise SeggymError(
