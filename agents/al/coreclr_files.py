@@ -51,6 +51,8 @@ def translate(file: Keys) -> list[str]:
     kind = policy.choose("policy_type", "ranked", {"random": "random", "ranked": "ranked"})
     chosen = _geometry(geometry)
     asked = _uncertainty(uncertainty, model, dropout, members)
+    for keys in (model, policy, geometry, uncertainty):
+        keys.finish()
     if chosen and asked:
         raise SeggymError(
             f"{file.path} has data_geometry and model_uncertainty, expected one of them: a round is chosen by geometry "
@@ -64,8 +66,6 @@ def translate(file: Keys) -> list[str]:
             f"{file.path} has policy_type ranked without data_geometry or model_uncertainty, expected one of them; add "
             "it, or set policy_type: random"
         )
-    for keys in (model, policy, geometry, uncertainty):
-        keys.finish()
     return [*found, *chosen, *asked]
 
 

@@ -1,0 +1,417 @@
+"""The loop of active learning: budgets, results, and that a kill at any moment changes nothing."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import PHANTOMS, TINY_UNET, small_run, untrained_encoder, written
+
+from seggym.agents.al import loop
+from seggym.agents.al.settings import PolicySettings, sample_counts
+from seggym.agents.al.trial import open_trial
+from seggym.agents.selection_comparison import compare_selection
+from seggym.agents.selection_results import load_selection
+from seggym.envs.selection.engine import SelectionEngine
+from seggym.errors import SeggymError
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return untrained_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A cache of one's own, so that a test sees what is trained in it."""
+    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def quiet(line):
+    pass
+
+
+def run(*arguments, **changed):
+    return loop.run(small_run(*arguments, **changed), quiet)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_run_writes_is_what_it_did(tmp_path, encoder):
+    said = []
+    settings = small_run(tmp_path, encoder, "entropy")
+    result = loop.run(settings, said.append)
+    assert result.samples.tolist() == [3, 5, 8]
+    assert [len(names) for names in result.selected[0]] == [3, 2, 3]
+    flat = [name for names in result.selected[0] for name in names]
+    assert len(set(flat)) == 8
+    # A mask covers every pixel of its slice; minutes: three a slice, one for every volume that is opened.
+    assert result.pixels[0].tolist() == [count * 32 * 32 for count in (3, 5, 8)]
+    opened = [len({name.rpartition("_slice_")[0] for name in flat[:count]}) for count in (3, 5, 8)]
+    assert result.cost[0].tolist() == [3.0 * count + volumes for count, volumes in zip((3, 5, 8), opened, strict=True)]
+    assert load_selection(tmp_path / "selection.json").selected == result.selected
+    assert any("8 slices" in line and "8,192 pixels" in line for line in said)
+
+
+def test_scores_are_dice_of_volumes(tmp_path, encoder):
+    """Against predictions upsampled and counted in numpy."""
+    settings = small_run(tmp_path, encoder)
+    result = loop.run(settings, quiet)
+    trial = open_trial(settings)
+    order = [trial.names.index(name) for names in result.selected[0] for name in names]
+    engine = trial.engine
+    loop._start(trial)
+    for first, last in ((3, 5), (5, 8)):
+        engine.annotate(0, torch.tensor(order[first:last]))
+    scored = trial.scored["test"]
+    believed = engine.learner.predict(torch.tensor([0]), scored.slices[None])[0].numpy().argmax(1)
+    predicted, truth = np.kron(believed, np.ones((4, 4), int)), scored.labels.numpy()
+    for volume in range(len(scored.names)):
+        own = (scored.cases == volume).numpy()
+        dice = [
+            2
+            * ((predicted[own] == k) & (truth[own] == k)).sum()
+            / ((predicted[own] == k).sum() + (truth[own] == k).sum())
+            for k in (1, 2, 3)
+        ]
+        assert result.dice[0, -1, volume] == pytest.approx(np.mean(dice), abs=1e-6)
+    assert result.patients == tuple(name.rpartition("_")[0] for name in scored.names)
+    rows = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 3 * (len(scored.names) + len(trial.scored["reward"].names))
+
+
+def test_strategies_of_a_seed_share_round_0_and_the_whole_pool(tmp_path, encoder, home, monkeypatch):
+    begun = []
+    begin = SelectionEngine.begin
+    monkeypatch.setattr(SelectionEngine, "begin", lambda self, *given: begun.append(1) or begin(self, *given))
+    first = run(tmp_path / "a", encoder, "random", model=TINY_UNET)
+    again = run(tmp_path / "b", encoder, "entropy", model=TINY_UNET)
+    longer = run(tmp_path / "c", encoder, "margin", model=TINY_UNET, policy={"budgets": [3, 20]})
+    assert len(begun) == 1
+    for other in (again, longer):
+        assert other.selected[0][0] == first.selected[0][0]
+        assert np.array_equal(other.dice[0, 0], first.dice[0, 0])
+        assert np.array_equal(other.full, first.full)
+    other_seed = run(tmp_path / "d", encoder, "random", model=TINY_UNET, seed=1)
+    assert len(begun) == 2
+    assert other_seed.selected[0][0] != first.selected[0][0]
+    assert np.array_equal(other_seed.full, first.full)
+    assert len(list((home / "cache" / "al").glob("*.json"))) == 1
+
+
+def test_seeds_and_strategies_are_compared(tmp_path, encoder):
+    runs = [(strategy, seed) for strategy in ("random", "kcenter") for seed in (0, 1)]
+    for strategy, seed in runs:
+        run(tmp_path / f"{strategy}{seed}", encoder, strategy, seed=seed)
+    table = compare_selection([tmp_path / f"{strategy}{seed}" / "selection.json" for strategy, seed in runs])
+    assert table.names == ("random", "kcenter")
+    assert table.results[0].seeds == (0, 1)
+    run(tmp_path / "other", encoder, "margin", model={"learner": "probe", "ann_type": "scribble"})
+    with pytest.raises(SeggymError, match=r"annotation\.ann_type"):
+        compare_selection([tmp_path / name / "selection.json" for name in ("random0", "other")])
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+def killed_at(settings, moment):
+    """Run ``settings`` in a process that is killed as it is about to replace its ``moment``-th file.
+
+    True if it was killed, False if it ended before that.
+    """
+    child = os.fork()
+    if child == 0:
+        replace, count = os.replace, 0
+
+        def counted(*given):
+            nonlocal count
+            count += 1
+            if count == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return replace(*given)
+
+        os.replace = counted
+        try:
+            loop.run(settings, quiet)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "model", "every"),
+    [("entropy", {"learner": "probe"}, 1), ("bald", TINY_UNET, 5), ("coregcn", TINY_UNET, 7)],
+)
+def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, encoder, home, strategy, model, every):
+    if strategy == "bald":
+        model = {**model, "options": {**model["options"], "start": "fine_tune", "ensemble": 2}}
+    expected_in = tmp_path / "whole"
+    run(expected_in, encoder, strategy, model=model)
+    expected = written(expected_in)
+    kills = 0
+    for moment in range(1, 100, every):
+        settings = small_run(tmp_path / f"killed{moment}", encoder, strategy, model=model)
+        if not killed_at(settings, moment):
+            break
+        kills += 1
+        loop.run(settings, quiet)
+        assert written(Path(settings.run_dir)) == expected
+    assert kills >= 3
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, encoder, home):
+    run(tmp_path / "whole", encoder, "kcenter")
+    settings = small_run(tmp_path / "killed", encoder, "kcenter")
+    kills = 0
+    while killed_at(settings, 2):
+        kills += 1
+    assert kills > 5
+    assert written(tmp_path / "killed") == written(tmp_path / "whole")
+
+
+def test_lost_networks_are_trained_again(tmp_path, encoder, home):
+    run(tmp_path / "run", encoder, "margin", model=TINY_UNET)
+    expected = written(tmp_path / "run")
+    for path in [*(tmp_path / "run").rglob("state.pt"), *(home / "cache" / "al").glob("*.pt")]:
+        path.unlink()
+    (tmp_path / "run" / "round_2" / "scores.json").unlink()
+    run(tmp_path / "run", encoder, "margin", model=TINY_UNET)
+    assert written(tmp_path / "run") == expected
+
+
+def test_only_the_last_networks_are_kept(tmp_path, encoder):
+    run(tmp_path, encoder, "margin")
+    assert [path.parent.name for path in tmp_path.rglob("state.pt")] == ["round_2"]
+
+
+def test_a_damaged_cache_is_made_again(tmp_path, encoder, home):
+    run(tmp_path / "a", encoder, "random")
+    for path in (home / "cache" / "al").iterdir():
+        if path.suffix != ".lock":
+            path.write_bytes(b"{")
+    run(tmp_path / "b", encoder, "random")
+    assert written(tmp_path / "a") == written(tmp_path / "b")
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def another_name(path):
+    path.write_text(path.read_text().replace("patient", "nobody"))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("round_1/query.json", shorten),
+        ("round_1/query.json", another_name),
+        ("round_1/query.json", lambda path: path.write_text("[]")),
+        ("round_1/query.json", Path.unlink),
+        ("round_1/scores.json", shorten),
+        ("round_1/scores.json", lambda path: path.write_text('{"samples": 4}')),
+        ("round_1/scores.json", Path.unlink),
+        ("round_2/state.pt", shorten),
+        ("round_2/state.pt", lambda path: torch.save({"budgets": torch.zeros(1), "learner": {}}, path)),
+    ],
+)
+def test_a_damaged_round_is_one_sentence(tmp_path, encoder, file, harm):
+    run(tmp_path, encoder, "entropy")
+    harm(tmp_path / file)
+    with pytest.raises(SeggymError) as caught:
+        run(tmp_path, encoder, "entropy")
+    text = str(caught.value)
+    assert str(tmp_path / file.partition("/")[0]) in text
+    assert "delete" in text
+    assert "\n" not in text
+
+
+def test_what_the_sentence_says_helps(tmp_path, encoder):
+    run(tmp_path, encoder, "entropy")
+    expected = written(tmp_path)
+    shorten(tmp_path / "round_1" / "scores.json")
+    for number in (1, 2):
+        for path in (tmp_path / f"round_{number}").iterdir():
+            path.unlink()
+        (tmp_path / f"round_{number}").rmdir()
+    run(tmp_path, encoder, "entropy")
+    assert written(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"seed": 1}, "settings.seed"), ({"policy": {"budgets": [3, 5, 9]}}, "counts")],
+)
+def test_a_folder_of_another_run_is_refused(tmp_path, encoder, changed, named):
+    run(tmp_path, encoder, "random")
+    with pytest.raises(SeggymError, match="another run_dir") as caught:
+        run(tmp_path, encoder, "random", **changed)
+    assert named in str(caught.value)
+
+
+def test_rounds_of_another_program_are_refused(tmp_path, encoder):
+    (tmp_path / "round_0").mkdir()
+    with pytest.raises(SeggymError, match=r"rounds but no run\.json"):
+        run(tmp_path, encoder, "random")
+
+
+# --- budgets and labels -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "pool", "expected"),
+    [
+        ({"budgets": [0.07, 0.29, 1.0]}, 100, [7, 29, 100]),  # not 6.999... and 28.999...
+        ({"budgets": [0.01, 0.02]}, 199, [1, 3]),  # as CoreCLR, rounded down
+        ({"budgets": [4, 9]}, 10, [4, 9]),
+        ({"initial": 5, "queries": 3, "per_query": 2}, 20, [5, 7, 9, 11]),
+    ],
+)
+def test_budgets_are_cumulative(policy, pool, expected):
+    assert sample_counts(PolicySettings(**policy), pool) == expected
+
+
+def test_labels_outside_the_pool_are_paid_for():
+    assert sample_counts(PolicySettings(budgets=[0.3, 0.5]), 100, counted=20) == [10, 30]
+    assert sample_counts(PolicySettings(queries=2, per_query=3), 100, given=7) == [7, 10, 13]
+
+
+@pytest.mark.parametrize(
+    ("policy", "more", "said"),
+    [
+        ({"budgets": [5, 30]}, {}, "30 samples, but the pool has 20"),
+        ({"initial": 10, "queries": 4, "per_query": 3}, {}, "22 samples, but the pool has 20"),
+        ({"budgets": [0.1, 0.12]}, {}, "round 1 has 2 samples and round 0 has 2"),
+        ({"budgets": [0.01, 0.5]}, {}, "leaves 0 of 20"),
+        ({"budgets": [0.5, 0.9]}, {"counted": 12}, "after the 12 labels of validation"),
+        ({"budgets": [1.5]}, {}, "shares between 0 and 1"),
+        ({"budgets": ["many"]}, {}, "list of shares"),
+        ({"budgets": [5], "queries": 2}, {}, "one of the two"),
+        ({"queries": 2}, {}, "policy needs budgets"),
+        ({"budgets": [5, 10]}, {"given": 4}, "expected 4, the images that are labelled"),
+    ],
+)
+def test_budgets_that_cannot_be_are_one_sentence(policy, more, said):
+    with pytest.raises(SeggymError, match=said):
+        sample_counts(PolicySettings(**policy), 20, **more)
+
+
+def test_labels_of_validation_are_counted(tmp_path, encoder):
+    model = {**TINY_UNET, "weights": "best", "validate_every": 1}
+    given = run(tmp_path / "given", encoder, "random", model=model)
+    trial = open_trial(small_run(tmp_path / "given", encoder, "random", model=model))
+    slices = len(trial.scored["reward"].slices)
+    assert any(f"{slices} labelled slices of validation are given" in note for note in trial.notes)
+    policy = {"budgets": [slices + 3, slices + 5, slices + 8], "validation_labels": "counted"}
+    counted = run(tmp_path / "counted", encoder, "random", model=model, policy=policy)
+    assert counted.samples.tolist() == [slices + 3, slices + 5, slices + 8]
+    assert counted.selected == given.selected
+    assert np.array_equal(counted.dice, given.dice)
+    assert (counted.pixels - given.pixels == slices * 32 * 32).all()
+    volumes = len(trial.scored["reward"].names)
+    assert np.allclose(counted.cost - given.cost, 3 * slices + volumes)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({}, [8, 8, 8]),
+        ({"iterations_by": "fraction"}, "share"),
+        ({"iterations_by": "epochs"}, [8 * 1, 8 * 2, 8 * 2]),  # batches of 4
+        ({"first_iterations": 5}, [5, 8, 8]),
+    ],
+)
+def test_iterations_are_fixed_or_grow(tmp_path, encoder, model, expected):
+    options = {"iterations": 8, "batch": 4, "widths": [4, 8]}
+    trial = open_trial(small_run(tmp_path, encoder, model={**TINY_UNET, "options": options, **model}))
+    if expected == "share":
+        expected = [max(1, int(8 * count / len(trial.names))) for count in (3, 5, 8)]
+    assert [trial.iterations_of(number, trial.iterations) for number in range(3)] == expected
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"strategy": "entropi"}, "did you mean entropy"),
+        ({"strategy": {"type": "bald", "member": 3}}, "did you mean members"),
+        ({"data_geometry": {"type": "kcenter"}}, "data_geometry and model_uncertainty are both set"),
+        ({"model": {"learner": "probe", "weights": "best"}}, "closed form"),
+        ({"model": {"learner": "unet", "weights": "bst"}}, "did you mean best"),
+        ({"policy": {"budgets": [3, 5000]}}, "but the pool has"),
+        ({"data": {"sise": 32}}, "data.sise is unknown"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(tmp_path, encoder, changed, said):
+    with pytest.raises(SeggymError, match=said):
+        open_trial(small_run(tmp_path, encoder, **changed))
+
+
+def test_a_class_that_round_0_misses_is_said(tmp_path, encoder):
+    """The first slice of this seed has no foreground."""
+    said = []
+    for seed in range(30):
+        settings = small_run(tmp_path / str(seed), encoder, seed=seed, policy={"budgets": [1, 2], "full": False})
+        loop.run(settings, said.append)
+        scores = json.loads((tmp_path / str(seed) / "round_0" / "scores.json").read_text())
+        missing = [name for name, count in scores["pixels_by_class"].items() if not count]
+        notes = [line for line in said if line.startswith("note: nothing of")]
+        assert bool(notes) == bool(missing)
+        if missing:
+            assert all(name in notes[0] for name in missing)
+            return
+        said.clear()
+    pytest.fail("every first slice shows every class")
+
+
+def test_data_without_any_foreground_are_refused(tmp_path, encoder, monkeypatch):
+    prepare = loop.open_trial.__globals__["load_material"]
+
+    def emptied(*given):
+        material = prepare(*given)
+        monkeypatch.setattr(material.oracle, "_masks", torch.zeros_like(material.oracle._masks))
+        return material
+
+    monkeypatch.setitem(loop.open_trial.__globals__, "load_material", emptied)
+    with pytest.raises(SeggymError, match="expected some foreground"):
+        run(tmp_path, encoder)
+
+
+@pytest.mark.parametrize("into", ["pool", "test"])
+def test_a_duplicate_image_is_refused(tmp_path, encoder, monkeypatch, into):
+    prepare = loop.open_trial.__globals__["load_material"]
+
+    def doubled(*given):
+        material = prepare(*given)
+        images = material.pool.images
+        patients = material.pool.table.patient
+        first = int(material.pool.slices[0, 0])
+        other = next(sample for sample in range(len(patients)) if patients[sample] != patients[0])
+        second = int(material.pool.slices[other, 0]) if into == "pool" else int(material.scored["test"].slices[0])
+        before = images[second].clone()
+        images[second] = images[first]
+        request.append(lambda: images.__setitem__(second, before))
+        return material
+
+    request = []
+    monkeypatch.setitem(loop.open_trial.__globals__, "load_material", doubled)
+    try:
+        with pytest.raises(SeggymError, match="the same image as"):
+            run(tmp_path, encoder)
+    finally:
+        for restore in request:
+            restore()
+
+
+def test_phantoms_of_these_tests_have_what_they_need(encoder, tmp_path):
+    trial = open_trial(small_run(tmp_path, encoder))
+    assert len(trial.names) > 20
+    assert len(set(trial.patients["test"])) == PHANTOMS["test_patients"]
+    assert not set(trial.patients["test"]) & set(trial.patients["val"])
