@@ -168,9 +168,10 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path, encod
     run(tmp_path / "whole", encoder, "kcenter")
     settings = small_run(tmp_path / "killed", encoder, "kcenter")
     kills = 0
-    while killed_at(settings, 2):
+    while killed_at(settings, 4):
         kills += 1
-    assert kills > 5
+        assert kills < 50
+    assert kills >= 4
     assert written(tmp_path / "killed") == written(tmp_path / "whole")
 
 
