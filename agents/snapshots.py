@@ -22,10 +22,14 @@ from stable_baselines3.common.policies import BasePolicy
 from seggym.agents.algorithms.masked_dqn import MASK
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import ACTOR_CRITICS, action_scores, best_legal
+from seggym.agents.selection_training import encoder_hash, patients_of
 from seggym.configs.checking import require_types
 from seggym.envs.kspace.engine import KSpaceEngine
-from seggym.envs.kspace.settings import NETWORK_OBSERVATIONS
+from seggym.envs.kspace.settings import NETWORK_OBSERVATIONS, KSpaceSettings
 from seggym.envs.kspace.volumes.environment import space_of
+from seggym.envs.selection.engine import SelectionEngine
+from seggym.envs.selection.environment import observation_space
+from seggym.envs.selection.settings import SelectionSettings
 from seggym.errors import SeggymError
 from seggym.files import json_bytes, read_json, write_together
 from seggym.reward_models.checkpoints import open_reward_model
@@ -35,7 +39,7 @@ CARD = "policy.json"
 FORMAT = 2
 _PACKAGES = ("seggym", "torch", "stable-baselines3", "sb3-contrib", "gymnasium", "numpy")
 _CARD_TYPES = {
-    "format": int, "algorithm": str, "network": dict, "observation": dict, "num_actions": int, "num_lines": int,
+    "format": int, "algorithm": str, "network": dict, "observation": dict, "num_actions": int, "num_lines": int | None,
     "num_classes": int, "env_id": str, "env_kwargs": dict, "cohort": str, "patients": list, "data_fingerprint": str,
     "reward_model_hash": str | None, "seed": int, "steps": int, "metrics": dict, "versions": dict, "weights": str,
 }  # fmt: skip
@@ -44,8 +48,9 @@ _CARD_TYPES = {
 def save_snapshot(folder: str | os.PathLike[str], model: BaseAlgorithm, metadata: Mapping[str, Any]) -> Path:
     """Write the policy of ``model`` to ``folder``, both files or neither; returns the folder.
 
-    ``metadata``: ``algorithm``, ``network``, ``env_id``, ``env_kwargs``, ``num_lines``, ``num_classes``,
-    ``reward_model_hash``, ``cohort``, ``patients`` (trained on), ``data_fingerprint``, ``seed`` and ``metrics``.
+    ``metadata``: ``algorithm``, ``network``, ``env_id``, ``env_kwargs``, ``num_lines`` (None where there are none),
+    ``num_classes``, ``reward_model_hash``, ``cohort``, ``patients`` (trained on), ``data_fingerprint``, ``seed`` and
+    ``metrics``.
     """
     folder = Path(folder)
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.policy.state_dict().items()}
@@ -83,46 +88,61 @@ class LearnedPolicy:
         self.env_kwargs: dict[str, Any] = card["env_kwargs"]
         self.identity = {"weights": card["weights"]}
 
-    def begin(self, engine: KSpaceEngine) -> None:
+    def begin(self, engine: KSpaceEngine | SelectionEngine) -> None:
         """Raise :class:`SeggymError` where ``engine`` is not the kind that this policy was trained on.
 
         So it does where ``engine`` holds a patient that the policy was trained on, or shows another network's view.
         """
-        self._require_fit(engine)
-        self._require_unseen(engine)
-        self._require_reward_model(engine)
-
-    def _require_fit(self, engine: KSpaceEngine) -> None:
-        """The sizes and the parts of the observation must be those of training."""
-        assert isinstance(self.policy.observation_space, spaces.Dict)
-        found: dict[str, Any] = {
+        if isinstance(engine, SelectionEngine):
+            self._begin_selection(engine)
+            return
+        found = {
             "num_lines": engine.num_lines,
             "num_classes": engine.stack.num_classes,
             "num_actions": engine.num_actions,
         }
-        offered = space_of(engine).spaces
+        self._require_fit(found, space_of(engine))
+        self._require_unseen(engine.settings, set(engine.stack.patients))
+        self._require_reward_model(engine)
+
+    def _begin_selection(self, engine: SelectionEngine) -> None:
+        # The number of classes shows in the observation, unless class_slots makes it the same for all cohorts.
+        self._require_fit({"num_lines": None, "num_actions": engine.num_actions}, observation_space(engine))
+        self._require_unseen(engine.settings, set(patients_of(engine)[1]))
+        found, expected = encoder_hash(engine.settings), self.card["reward_model_hash"]
+        if "embeddings" in self.observation and found != expected:
+            raise SeggymError(
+                f"snapshot {self.name} observes embeddings of the encoder with the weights {expected}, but "
+                f"encoder={engine.settings.encoder} has {found or 'none of its own'}: pass the encoder of its "
+                "training, or train a policy without embeddings"
+            )
+
+    def _require_fit(self, found: Mapping[str, Any], space: spaces.Dict) -> None:
+        """The sizes and the parts of the observation must be those of training."""
+        assert isinstance(self.policy.observation_space, spaces.Dict)
+        offered = space.spaces
         wrong = [
             f"{key}={value} instead of {self.card[key]}" for key, value in found.items() if value != self.card[key]
         ]
-        for part, space in self.policy.observation_space.spaces.items():
+        for part, expected in self.policy.observation_space.spaces.items():
             if part not in offered:
                 wrong += [] if part == MASK else [f"no observation part {part!r}"]
-            elif offered[part].shape != space.shape:
-                wrong.append(f"{part} of shape {offered[part].shape} instead of {space.shape}")
+            elif offered[part].shape != expected.shape:
+                wrong.append(f"{part} of shape {offered[part].shape} instead of {expected.shape}")
         if wrong:
             raise SeggymError(
                 f"snapshot {self.name} was trained on {self.env_id} and does not fit this environment, which has "
                 f"{'; '.join(wrong)}: use its environment and observation={list(self.observation)}, or train another"
             )
 
-    def _require_unseen(self, engine: KSpaceEngine) -> None:
+    def _require_unseen(self, settings: KSpaceSettings | SelectionSettings, patients: set[str]) -> None:
         """No patient is one of the training; names are a cohort's own, as with reward models."""
-        trained = set(self.card["patients"]) if engine.settings.cohort == self.card["cohort"] else set()
-        seen = sorted(trained & set(engine.stack.patients))
+        trained = set(self.card["patients"]) if settings.cohort == self.card["cohort"] else set()
+        seen = sorted(trained & patients)
         if seen:
             raise SeggymError(
-                f"snapshot {self.name} was trained on {len(seen)} of the {len(set(engine.stack.patients))} patients of "
-                f"cohort {engine.settings.cohort} with role={engine.settings.role} ({seen[0]} is one), expected "
+                f"snapshot {self.name} was trained on {len(seen)} of the {len(patients)} patients of "
+                f"cohort {settings.cohort} with role={settings.role} ({seen[0]} is one), expected "
                 "patients that it never saw: choose role=test, or the split of its training"
             )
 
@@ -144,8 +164,8 @@ class LearnedPolicy:
                 "(reward_model_dir= or reward_model=), or train a policy with this one"
             )
 
-    def act(self, engine: KSpaceEngine, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:
-        """The best legal line for every scan: int64 (N,)."""
+    def act(self, engine: Any, observation: dict[str, torch.Tensor], legal: torch.Tensor) -> torch.Tensor:
+        """The best legal action for every episode: int64 (N,)."""
         seen = {part: legal if part == MASK else observation[part] for part in self.observation}
         return best_legal(self.policy, seen, legal)
 

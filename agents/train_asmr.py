@@ -26,6 +26,11 @@ _ENV_ARGUMENTS = {
 def main(config: DictConfig) -> None:
     """Train, or resume, the run that ``config`` describes."""
     values = plain(config)
+    run(values, env_kwargs(values), OmegaConf.to_yaml(config, resolve=True))
+
+
+def run(values: dict[str, Any], kwargs: dict[str, Any], text: str) -> None:
+    """Train in the environment of ``values`` with ``kwargs``; ``text`` is what the run folder keeps of both."""
     # Imported here so that neither --help nor a wrong configuration waits for torch.
     from seggym.agents.training import TrainSettings, check_run_folder, train
 
@@ -36,10 +41,10 @@ def main(config: DictConfig) -> None:
         if key in values["agent"]
     }
     own = {key: values[key] for key in TrainSettings.__dataclass_fields__ if key in values}
-    settings = build(TrainSettings, {"env_id": values["env"]["id"], "env_kwargs": env_kwargs(values), **agent, **own})
+    settings = build(TrainSettings, {"env_id": values["env"]["id"], "env_kwargs": kwargs, **agent, **own})
     check_run_folder(settings)
     if not settings.resume:
-        write_atomic(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
+        write_atomic(run_dir / "config.yaml", text.encode())
     try:
         train(settings)
     except KeyboardInterrupt:
@@ -50,13 +55,18 @@ def main(config: DictConfig) -> None:
 
 def env_kwargs(values: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the training environment: those of ``env``, then the keys of the command line that are set."""
+    kwargs = dict(values["env"]["kwargs"] or {})
+    kwargs |= {name: values[key] for key, name in _ENV_ARGUMENTS.items() if values[key] is not None}
+    return with_mask(kwargs, values["agent"]["algorithm"])
+
+
+def with_mask(kwargs: dict[str, Any], algorithm: Any) -> dict[str, Any]:
+    """``kwargs`` of an environment, whose observation holds the mask where ``algorithm`` reads it there."""
     from seggym.agents.algorithms.masked_dqn import MASK
     from seggym.agents.algorithms.networks import find_algorithm
 
-    kwargs = dict(values["env"]["kwargs"] or {})
-    kwargs |= {name: values[key] for key, name in _ENV_ARGUMENTS.items() if values[key] is not None}
-    if find_algorithm(values["agent"]["algorithm"]).observes_mask and MASK not in kwargs["observation"]:
-        kwargs["observation"] = [*kwargs["observation"], MASK]
+    if find_algorithm(algorithm).observes_mask and MASK not in kwargs["observation"]:
+        return {**kwargs, "observation": [*kwargs["observation"], MASK]}
     return kwargs
 
 

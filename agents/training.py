@@ -19,7 +19,7 @@ from seggym.agents import resuming
 from seggym.agents.algorithms import Algorithm
 from seggym.agents.algorithms.evolution import Evolution, evolve
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
-from seggym.agents.algorithms.scores import best_legal, num_passed_scores, policy_heads
+from seggym.agents.algorithms.scores import best_legal, is_equivariant, num_passed_scores, policy_heads
 from seggym.agents.blind import BlindEngine
 from seggym.agents.callbacks import (
     Checkpoints,
@@ -31,6 +31,7 @@ from seggym.agents.callbacks import (
     metric_columns,
 )
 from seggym.agents.priors import low_frequency_prior, start_head
+from seggym.agents.selection_training import selection_facts, selection_measure
 from seggym.agents.snapshots import save_snapshot
 from seggym.agents.validation import validate, validation_episodes
 from seggym.agents.vec_env import BatchedVecEnv
@@ -38,6 +39,8 @@ from seggym.configs.checking import build
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.sources import load_cohort
+from seggym.envs.selection.engine import SelectionEngine
+from seggym.envs.selection.pools import SELECTION_ENGINES, PooledEngine
 from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import open_reward_model, weights_hash
 from seggym.reward_models.frozen import FrozenNetwork, resolve_device
@@ -45,6 +48,8 @@ from seggym.reward_models.frozen import FrozenNetwork, resolve_device
 # Episodes between two writes to TensorBoard for DQN, which has no rollouts of its own length; PPO writes each rollout.
 _LOG_EPISODES = 200
 _VALIDATION_BATCH = 64
+
+Engine = KSpaceEngine | SelectionEngine | PooledEngine
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,11 @@ def train(settings: TrainSettings) -> Path:
         _require_same_run(settings, state["settings"], last)
     torch.set_num_threads(settings.threads)
     model = make_model(settings)
-    engine: KSpaceEngine = model.env.batch.engine  # type: ignore[union-attr]
+    engine: Engine = model.env.batch.engine  # type: ignore[union-attr]
     model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
 
     facts = snapshot_facts(settings, engine)
-    file = MetricsFile(folder / "metrics.csv", metric_columns(engine.stack.num_classes))
+    file = MetricsFile(folder / "metrics.csv", metric_columns(facts["num_classes"]))
     log = EpisodeLog(file, settings.log_every)
     measure = validation_measure(settings, model) if settings.eval_every else dict
     keep = lambda metrics: save_snapshot(folder / "best", model, {**facts, "metrics": metrics})  # noqa: E731
@@ -135,7 +140,7 @@ def train(settings: TrainSettings) -> Path:
                 validation.run()
                 validation.forget_step()
             gains = evolve(model, engine, evolution, settings.seed)
-            print(f"evolution: the last generation gains {gains[-1]:+.4f} in quality over the start, on the same scans")
+            print(f"evolution: the last generation gains {gains[-1]:+.4f} over the start, on the same episodes")
         try:
             _learn(model, settings, list(parts.values()))
         except TrainingStopped:
@@ -167,6 +172,7 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
         kwargs = {**kwargs, "augment": True}
     batch = make_batch(settings.env_id, kwargs, settings.num_envs)
     if settings.blind:
+        _require_scans(batch.engine)
         batch.engine = BlindEngine(batch.engine)
     env = BatchedVecEnv(batch, settings.group_size)
     rollouts: dict[str, Any] = {}
@@ -181,7 +187,7 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
             raise SeggymError(
                 f"agent.group_size={settings.group_size}: {settings.algorithm} has no rollouts, set it to 1"
             )
-        if env.batch.engine.settings.stop_action:  # type: ignore[attr-defined]
+        if getattr(env.batch.engine.settings, "stop_action", False):  # type: ignore[attr-defined]
             raise SeggymError(
                 f"agent.group_size={settings.group_size} compares scans that are at the same step, which "
                 "env.kwargs.stop_action=true lets drift apart: set agent.group_size=1"
@@ -207,17 +213,45 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
     heads = policy_heads(model.policy)
     passed = num_passed_scores(model.policy)
     if settings.prior_strength or passed:
-        engine = env.batch.engine  # type: ignore[attr-defined]
-        if settings.prior_strength and engine.acquisition.trajectory != "lines":
-            raise SeggymError(
-                f"agent.prior_strength={settings.prior_strength} prefers phase-encode lines near DC, the trajectory is "
-                f"{engine.acquisition.trajectory!r}: set it to 0, as agent=spoke_ppo and agent=point_ppo do"
-            )
-        prior = low_frequency_prior(engine.num_lines, settings.prior_strength, engine.num_actions)
-        start_head(heads[0], prior, passed)
+        start_head(heads[0], _prior(settings, env.batch.engine), passed)  # type: ignore[attr-defined]
         for copy in heads[1:]:
             copy.load_state_dict(heads[0].state_dict())
+    if is_equivariant(model.policy):
+        _fix(model.policy, settings)
     return model
+
+
+def _prior(settings: TrainSettings, engine: Engine) -> torch.Tensor:
+    """What the head says of each action before training, float32 (A,)."""
+    if isinstance(engine, SELECTION_ENGINES):
+        if settings.prior_strength:
+            raise SeggymError(
+                f"agent.prior_strength={settings.prior_strength} prefers phase-encode lines near DC, of which "
+                f"{settings.env_id} has none: set it to 0"
+            )
+        return torch.zeros(engine.num_actions)
+    if settings.prior_strength and engine.acquisition.trajectory != "lines":
+        raise SeggymError(
+            f"agent.prior_strength={settings.prior_strength} prefers phase-encode lines near DC, the trajectory is "
+            f"{engine.acquisition.trajectory!r}: set it to 0, as agent=spoke_ppo and agent=point_ppo do"
+        )
+    return low_frequency_prior(engine.num_lines, settings.prior_strength, engine.num_actions)
+
+
+def _fix(policy: Any, settings: TrainSettings) -> None:
+    """Keep the heads as they are: each passes on the scores of a features extractor that treats all actions alike."""
+    for head in policy_heads(policy):
+        if head.in_features != getattr(policy, "q_net", policy).features_dim:
+            raise SeggymError(
+                f"agent.network.net_arch={settings.network['net_arch']} puts layers behind the scores of the extractor "
+                f"{settings.network['extractor']!r}: set it to [], or to pi: [] where actor and critic have their own"
+            )
+        head.requires_grad_(False)
+
+
+def _require_scans(engine: Any) -> None:
+    if isinstance(engine, SELECTION_ENGINES):
+        raise SeggymError("blind=true swaps the measurements of patients, of which active learning has none: set false")
 
 
 def _with_schedule(hyperparameters: dict[str, Any]) -> dict[str, Any]:
@@ -279,7 +313,9 @@ def _learn(model: BaseAlgorithm, settings: TrainSettings, callbacks: list[Statef
 
 def validation_measure(settings: TrainSettings, model: BaseAlgorithm) -> Callable[[], dict[str, float]]:
     """Measures the policy of ``model`` on the validation patients: dense rewards, single precision, largest budget."""
-    trained_on: KSpaceEngine = model.env.batch.engine  # type: ignore[union-attr]
+    trained_on: Engine = model.env.batch.engine  # type: ignore[union-attr]
+    if isinstance(trained_on, SELECTION_ENGINES):
+        return selection_measure(trained_on.settings, settings.eval_episodes, model)
     kwargs = {
         **settings.env_kwargs,
         "role": "val",
@@ -300,8 +336,11 @@ def validation_measure(settings: TrainSettings, model: BaseAlgorithm) -> Callabl
     return measure
 
 
-def snapshot_facts(settings: TrainSettings, engine: KSpaceEngine) -> dict[str, Any]:
+def snapshot_facts(settings: TrainSettings, engine: Engine) -> dict[str, Any]:
     """What a snapshot says about the run it comes from."""
+    run = {name: getattr(settings, name) for name in ("algorithm", "network", "env_id", "env_kwargs", "seed")}
+    if isinstance(engine, SELECTION_ENGINES):
+        return {**run, **selection_facts(engine)}
     scan: KSpaceSettings = engine.settings
     reward_model = None
     if scan.needs_network:
@@ -313,9 +352,7 @@ def snapshot_facts(settings: TrainSettings, engine: KSpaceEngine) -> dict[str, A
         precisions = [network.precision for network in engine.networks if isinstance(network, FrozenNetwork)]
         env_kwargs["precision"] = precisions[0] if precisions else "fp32"
     return {
-        "algorithm": settings.algorithm,
-        "network": settings.network,
-        "env_id": settings.env_id,
+        **run,
         "env_kwargs": env_kwargs,
         "num_lines": engine.num_lines,
         "num_classes": engine.stack.num_classes,
@@ -323,7 +360,6 @@ def snapshot_facts(settings: TrainSettings, engine: KSpaceEngine) -> dict[str, A
         "cohort": scan.cohort,
         "patients": sorted(set(engine.stack.patients)),
         "data_fingerprint": load_cohort(scan)[0].fingerprint,
-        "seed": settings.seed,
     }
 
 

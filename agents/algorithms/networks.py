@@ -7,6 +7,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from seggym.agents.algorithms import ALGORITHMS, Algorithm
+from seggym.agents.candidate_extractor import CandidateExtractor
 from seggym.agents.echo_extractor import EchoExtractor
 from seggym.agents.extractors import DictExtractor, LineExtractor
 from seggym.agents.view_extractors import PointExtractor, SpokeExtractor
@@ -18,6 +19,7 @@ EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     "echo": EchoExtractor,
     "spokes": SpokeExtractor,
     "points": PointExtractor,
+    "candidates": CandidateExtractor,
 }
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _KEYS = {"extractor", "extractor_kwargs", "net_arch", "activation"}

@@ -27,9 +27,17 @@ def best_legal(policy: BasePolicy, observation: dict[str, torch.Tensor], legal: 
 
 
 def num_passed_scores(policy: BasePolicy) -> int:
-    """How many of the features that reach the head are scores of lines already."""
-    network = policy.q_net if isinstance(policy, DQNPolicy) else policy
-    return getattr(network.features_extractor, "num_scores", 0)
+    """How many of the features that reach the head are scores of actions already."""
+    return getattr(_extractor(policy), "num_scores", 0)
+
+
+def is_equivariant(policy: BasePolicy) -> bool:
+    """Whether a head may do nothing but pass on the scores in the features, lest actions be told apart by number."""
+    return getattr(_extractor(policy), "equivariant", False)
+
+
+def _extractor(policy: BasePolicy) -> nn.Module:
+    return (policy.q_net if isinstance(policy, DQNPolicy) else policy).features_extractor
 
 
 def policy_heads(policy: BasePolicy) -> list[nn.Linear]:

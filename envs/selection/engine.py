@@ -1,6 +1,6 @@
 """The batched episodes behind every selection environment: who is annotated, what is learned from it, the rewards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,10 +78,13 @@ class SelectionEngine:
         self._rows = torch.arange(num_envs, device=self.device)
         self._allocate()
 
-    def sibling(self, num_envs: int) -> "SelectionEngine":
-        """Another engine of ``num_envs`` episodes in the same pool; none has begun in it."""
-        learner = self.learner.sibling(num_envs)
-        return SelectionEngine(self.pool, self.oracle, learner, self.settings, num_envs, self.device, self.dtype)
+    def sibling(self, num_envs: int, **changes: Any) -> "SelectionEngine":
+        """Another engine of ``num_envs`` episodes in the same pool; none has begun in it.
+
+        ``changes`` are settings that differ; those of the data and the learner cannot.
+        """
+        learner, settings = self.learner.sibling(num_envs), replace(self.settings, **changes)
+        return SelectionEngine(self.pool, self.oracle, learner, settings, num_envs, self.device, self.dtype)
 
     def _allocate(self) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

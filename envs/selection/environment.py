@@ -8,15 +8,14 @@ from gymnasium import spaces
 
 from seggym.envs.selection.engine import Episodes, SelectionEngine
 from seggym.envs.selection.observation import EMBEDDING, candidate_width, class_slots, learner_width
+from seggym.envs.selection.pools import PooledEngine, build_engines
 from seggym.envs.selection.rendering import Canvas
-from seggym.envs.selection.settings import SelectionSettings
-from seggym.envs.selection.sources import build_engine
 from seggym.envs.selection.view import EpisodeView
 from seggym.envs.vector import BatchEnv, BatchVectorEnv
 from seggym.errors import SeggymError
 
 
-def observation_space(engine: SelectionEngine) -> spaces.Dict:
+def observation_space(engine: SelectionEngine | PooledEngine) -> spaces.Dict:
     """Space of one environment's observation; it depends on the number of candidates and classes, not on the budget."""
     rows, slots = engine.num_candidates, class_slots(engine)
     parts: dict[str, spaces.Space] = {
@@ -34,14 +33,16 @@ class SelectionVectorEnv(BatchVectorEnv):
     """N episodes of annotation in one batch, each with its own annotated samples, candidates, learner and budget.
 
     The specification is :class:`SelectionEnv`'s, with a leading axis N everywhere; the rest is as in
-    :class:`seggym.envs.vector.BatchVectorEnv`.
+    :class:`seggym.envs.vector.BatchVectorEnv`. With a list as ``split_seed`` the roles are dealt anew for each of its
+    seeds, and equally many environments take place in each of those pools; such a batch draws no pictures and has no
+    views.
     """
 
     engine: Any
     _canvas = Canvas
 
-    def _build(self, settings: dict[str, Any], num_envs: int) -> SelectionEngine:
-        return build_engine(SelectionSettings(**settings), num_envs)
+    def _build(self, settings: dict[str, Any], num_envs: int) -> SelectionEngine | PooledEngine:
+        return build_engines(settings, num_envs)
 
     def _space(self) -> spaces.Dict:
         return observation_space(self.engine)

@@ -14,6 +14,7 @@ from seggym.reward_models.metrics import most_probable
 
 if TYPE_CHECKING:
     from seggym.envs.selection.engine import SelectionEngine
+    from seggym.envs.selection.pools import PooledEngine
 
 CANDIDATE_FEATURES = (
     "entropy",
@@ -49,7 +50,7 @@ def learner_width(class_slots: int) -> int:
     return QUANTILES + 2 * class_slots + 2
 
 
-def class_slots(engine: "SelectionEngine") -> int:
+def class_slots(engine: "SelectionEngine | PooledEngine") -> int:
     """Entries of a class histogram."""
     return engine.settings.class_slots or engine.pool.num_classes
 

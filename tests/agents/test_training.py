@@ -193,7 +193,7 @@ def test_every_pair_of_configs_composes(env, agent):
         values = plain(compose("train_asmr", [f"env={env}", f"agent={agent}", "datadir=/data", *options]))
     kwargs = env_kwargs(values)
     assert kwargs["data_root"] == "/data"
-    assert ("action_mask" in kwargs["observation"]) == (agent == "masked_dqn")
+    assert ("action_mask" in kwargs["observation"]) == (values["agent"]["algorithm"] == "masked_dqn")
     policy_kwargs(values["agent"]["algorithm"], values["agent"]["network"])
     assert values["run_dir"].endswith("/seed0")
 
