@@ -123,8 +123,9 @@ def detectable_difference(differences: ArrayLike, *, power: float = 0.8, level: 
     critical = stats.t.isf(level / 2, count - 1)
 
     def missing(noncentrality: float) -> float:
-        found = stats.nct.sf(critical, count - 1, noncentrality) + stats.nct.cdf(-critical, count - 1, noncentrality)
-        return float(found - power)
+        # Far from zero SciPy's lower tail is NaN instead of next to nothing.
+        lower = np.nan_to_num(stats.nct.cdf(-critical, count - 1, noncentrality))
+        return float(stats.nct.sf(critical, count - 1, noncentrality) + lower - power)
 
     high = 2.0
     while missing(high) < 0:

@@ -149,6 +149,15 @@ def test_the_detectable_difference_is_detected_with_that_probability():
     assert np.isnan(detectable_difference([0.1]))
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5, 20])
+def test_the_detectable_difference_of_any_number_of_seeds(seeds):
+    """SciPy's distribution function is NaN in its far tail, which two or four seeds look at."""
+    values = np.arange(seeds) - (seeds - 1) / 2
+    size = detectable_difference(values)
+    shift = size / (values.std(ddof=1) / np.sqrt(seeds))
+    assert stats.nct.sf(stats.t.isf(0.025, seeds - 1), seeds - 1, shift) == pytest.approx(0.8, abs=1e-3)
+
+
 def test_a_file_comes_back_as_it_was(tmp_path):
     first = result()
     first.dice[0, 0, 0] = np.nan
