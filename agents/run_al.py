@@ -12,7 +12,7 @@ from seggym.configs.checking import plain, require_types
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
 
-_TYPES = {"run_dir": str, "name": str, "seed": int, "threads": int, "progress_bar": bool, "device": str}
+_TYPES = {"run_dir": str, "name": str, "seed": int, "threads": int, "device": str}
 _PRESETS = Path(__file__).parent.parent / "configs" / "selection"
 _GROUPS = ("experiment", "strategy", "model")
 
@@ -30,18 +30,13 @@ def run(config: DictConfig) -> None:
 
     settings = loop_settings(values)
     folder = Path(settings.run_dir)
-    say = print if values["progress_bar"] else _silent
     try:
-        loop.run(settings, say=lambda line: say(line, flush=True))
+        loop.run(settings, say=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         print(f"Interrupted; the same command goes on with what {folder} holds.")
         sys.exit(130)
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True).encode())
     print(f"Run folder: {folder}; report: {write_report([folder], folder)}")
-
-
-def _silent(line: str, flush: bool = True) -> None:
-    """Nothing."""
 
 
 @one_sentence

@@ -12,6 +12,7 @@ import numpy as np
 from seggym.agents.al.folders import RUN, SCORES
 from seggym.agents.al.scoring import volume_dice
 from seggym.agents.al.trial import PARTS
+from seggym.agents.comparison import differences
 from seggym.agents.figures import file_name, png
 from seggym.agents.report import STYLE, figure, html_table
 from seggym.agents.selection_comparison import SelectionTable, compare_selection, selection_text
@@ -55,6 +56,7 @@ def finished_runs(root: Path) -> list[Path]:
 def write_report(runs: Sequence[Path], folder: Path) -> Path:
     """Write figures, tables and ``report.html`` of ``runs``, which must be comparable, to ``folder``."""
     results = {run: load_selection(run / FILE) for run in runs}
+    _require_alike(results)
     merged = _by_strategy(results)
     metric = next(iter(results.values())).key["metric"]
     figures: dict[str, bytes] = {}
@@ -75,6 +77,20 @@ def write_report(runs: Sequence[Path], folder: Path) -> Path:
         write_json(folder / "comparison.json", comparison.to_json())
     page = _page(runs, results, merged, figures, comparison)
     return write_atomic(folder / "report.html", page.encode())
+
+
+def _require_alike(results: Mapping[Path, SelectionResult]) -> None:
+    """Raise :class:`SeggymError` where two runs differ in more than strategy and seed."""
+    (here, first), *others = results.items()
+    for there, other in others:
+        changed = differences(first.key, other.key)
+        if not np.array_equal(first.samples, other.samples):
+            changed.append("budgets")
+        if changed:
+            raise SeggymError(
+                f"{here} and {there} were run with different {', '.join(changed[:4])}, expected runs that differ in "
+                "strategy and seed alone: report them apart"
+            )
 
 
 def _by_strategy(results: Mapping[Path, SelectionResult]) -> dict[str, list[Path]]:
@@ -153,14 +169,16 @@ def _page(
     if comparison is not None:
         parts += ["<h2>Comparison</h2>", f"<pre>{html.escape(selection_text(comparison))}</pre>"]
     parts.append("<h2>Chosen samples, by round</h2>")
+    begun: set[int] = set()
     for run in runs:
         strategy, seed = results[run].strategy, results[run].seeds[0]
         for number in range(len(first.samples)):
             sheet = run / "figures" / f"selected_round_{number}.png"
             # Round 0 is the same for every strategy of a seed.
-            if sheet.is_file() and (number or results[run].seeds != results[runs[0]].seeds or run == runs[0]):
+            if sheet.is_file() and (number or seed not in begun):
                 parts += [f"<h3>{html.escape(strategy)}, seed {seed}, round {number}</h3>"]
                 parts += [figure(f"{strategy} {seed} {number}", sheet.read_bytes())]
+        begun.add(seed)
     facts = json.dumps({key: description[key] for key in ("settings", "key")}, indent=1)
     parts += ["<h2>Settings and data</h2>", f"<pre>{html.escape(facts)}</pre>", "</body></html>"]
     return "\n".join(parts)

@@ -19,7 +19,7 @@ CHOOSERS = sorted(path.stem for path in (PRESETS / "strategy").glob("*.yaml"))
 
 def settings_of(*arguments):
     # Their defaults have names that only Hydra's own run knows.
-    named = ["run_dir=nowhere", "run_name=none"]
+    named = ["run_dir=nowhere", "agent.algorithm=none"]
     with initialize_config_module("seggym.configs.selection", version_base="1.3"):
         return loop_settings(plain(compose("run_al", [*arguments, *named])))
 
