@@ -59,9 +59,19 @@ class Bench:
     def tuning_engine(
         self, role: str, at_most: int, length: int, observation: Sequence[str] = ("acquired",)
     ) -> KSpaceEngine:
-        """An engine over the patients of ``role`` that scores every step, for at most ``at_most`` of their slices."""
+        """An engine over the patients of ``role`` that scores every step, for at most ``at_most`` of their slices.
+
+        Phase and echo shift are drawn anew for every slice: an order that is tuned to those of a few patients does worse
+        on others, and what is compared with a learned policy should be as good as it can be.
+        """
         settings = replace(
-            self.settings, role=role, reward="dense", budget=length, observation=observation, illegal_action="noop"
+            self.settings,
+            role=role,
+            reward="dense",
+            budget=length,
+            observation=observation,
+            illegal_action="noop",
+            augment=not isinstance(self.settings, VolumeSettings),
         )
         # A first engine of one environment knows how many slices there are; data and networks are shared.
         slices = len(self.make_engine(settings, 1).stack)

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     run_dir = Path(values["run_dir"])
     agent = {
         key: values["agent"][key]
-        for key in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size", "evolution")
+        for key in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size", "evolution", "augment")
         if key in values["agent"]
     }
     own = {key: values[key] for key in TrainSettings.__dataclass_fields__ if key in values}

@@ -57,7 +57,8 @@ class TrainSettings:
     ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
     ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
     PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates
-    with the observations of other patients (:mod:`seggym.agents.blind`). ``evolution`` holds fields of
+    with the observations of other patients (:mod:`seggym.agents.blind`). ``augment`` trains, and does not validate, with
+    phase and echo shift drawn for every episode. ``evolution`` holds fields of
     :class:`seggym.agents.algorithms.evolution.Evolution`, which comes before the first step; None is none.
     """
 
@@ -82,6 +83,7 @@ class TrainSettings:
     rollouts_on_device: bool | None = None
     progress_bar: bool = False
     blind: bool = False
+    augment: bool = False
     evolution: dict[str, Any] | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -161,6 +163,8 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
     algorithm = find_algorithm(settings.algorithm)
     on_device = _rollouts_on_device(settings, algorithm)
     kwargs = {**settings.env_kwargs, "output": "torch"} if on_device else settings.env_kwargs
+    if settings.augment:
+        kwargs = {**kwargs, "augment": True}
     batch = make_batch(settings.env_id, kwargs, settings.num_envs)
     if settings.blind:
         batch.engine = BlindEngine(batch.engine)

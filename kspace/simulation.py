@@ -18,6 +18,7 @@ NOISE_STREAM = 11
 CORRUPTION_STREAM = 12
 ANGLE_STREAM = 13
 AXIS_STREAM = 14
+PATIENT_STREAM = 15
 
 _PHASE_MODES = 4
 
@@ -68,10 +69,21 @@ def objects(
     acquisition: Acquisition,
     dtype: torch.dtype,
     transposed: torch.Tensor,
+    anew: bool = False,
 ) -> torch.Tensor:
-    """What the coils see: complex images (B, J, G, G) of slices ``indices`` with the phase of ``keys``, int64 (B,)."""
+    """What the coils see: complex images (B, J, G, G) of slices ``indices`` with the phase of ``keys``, int64 (B,).
+
+    ``anew`` draws phase amplitude and echo shift from the keys as well, from the ranges of ``acquisition``, instead of
+    once per patient.
+    """
     grid = acquisition.grid
-    phase = smooth_phase(keys, stack.phase_amplitude[indices].to(dtype), stack.echo_shift[indices].to(dtype), grid)
+    amplitude, shift = stack.phase_amplitude[indices], stack.echo_shift[indices]
+    if anew:
+        drawn = uniform(keys, PATIENT_STREAM, 2)
+        low, high = acquisition.phase
+        amplitude = low + (high - low) * drawn[:, 0]
+        shift = acquisition.echo_shift * (2 * drawn[:, 1] - 1)
+    phase = smooth_phase(keys, amplitude.to(dtype), shift.to(dtype), grid)
     image = polar(upright(stack.images[indices].to(dtype), transposed), phase)[:, None]
     return image * birdcage(acquisition.coils, grid).to(image) if acquisition.coils > 1 else image
 
@@ -83,17 +95,19 @@ def encode(
     acquisition: Acquisition,
     dtype: torch.dtype,
     transposed: torch.Tensor | None = None,
+    anew: bool = False,
 ) -> torch.Tensor:
     """Noise-free hybrid space (B, J, M, M) of slices ``indices`` int64 (B,) with the phase of ``keys`` int64 (B,).
 
-    ``transposed`` bool (B,) overrules which axis the keys encode phase along (:func:`rows_encoded`). Of slices whose
+    ``transposed`` bool (B,) overrules which axis the keys encode phase along (:func:`rows_encoded`), ``anew`` draws
+    what :func:`objects` draws once per patient. Of slices whose
     k-space was measured it is what was measured, and the keys decide nothing.
     """
     if stack.hybrid is not None:
         return torch.view_as_complex(stack.hybrid[indices].to(dtype))
     if transposed is None:
         transposed = rows_encoded(keys, acquisition)
-    return hybrid_space(objects(stack, indices, keys, acquisition, dtype, transposed), acquisition)
+    return hybrid_space(objects(stack, indices, keys, acquisition, dtype, transposed, anew), acquisition)
 
 
 def hybrid_space(image: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:

@@ -96,6 +96,7 @@ class KSpaceEngine:
             reconstruction,
             remeasures=settings.remeasure != "never",
             turns=settings.choose_axis,
+            anew=settings.augment,
         )
         self.num_lines: int = self.scanner.num_views
         # After the lines come stopping, and the two axes of phase encoding: columns, rows.

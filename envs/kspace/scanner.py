@@ -38,13 +38,14 @@ class Scanner:
         reconstruction: Reconstruction | None = None,
         remeasures: bool = False,
         turns: bool = False,
+        anew: bool = False,
     ) -> None:
         self.stack, self.acquisition, self.num_envs = stack, acquisition, num_envs
         self.device, self.dtype = device, dtype
         self.trajectory: Trajectory = make_trajectory(acquisition, dtype, device)
         self.num_views = self.trajectory.num_views
         self._piece, self._micro_batch = piece, micro_batch
-        self.reconstruction, self._remeasures = reconstruction, remeasures
+        self.reconstruction, self._remeasures, self._anew = reconstruction, remeasures, anew
         self._either_axis = turns or acquisition.phase_encode != "columns"
         self._noise_numbers = self.trajectory.noise_numbers()
         self._views = torch.arange(self.num_views, device=device)
@@ -116,7 +117,7 @@ class Scanner:
     def _clean(self, samples: torch.Tensor, keys: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
         if self.stack.hybrid is not None:
             return simulation.encode(self.stack, samples, keys, self.acquisition, self.dtype).permute(0, 3, 1, 2)
-        image = simulation.objects(self.stack, samples, keys, self.acquisition, self.dtype, transposed)
+        image = simulation.objects(self.stack, samples, keys, self.acquisition, self.dtype, transposed, self._anew)
         return self.trajectory.encode(image)
 
     def _noise(self, samples: torch.Tensor, keys: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -252,7 +253,7 @@ class Scanner:
         It is the object at the resolution of the matrix, whatever the trajectory: all spokes still leave streaks.
         """
         samples, keys, transposed = self.samples[rows], self.keys[rows], self.transposed[rows]
-        hybrid = simulation.encode(self.stack, samples, keys, self.acquisition, self.dtype, transposed)
+        hybrid = simulation.encode(self.stack, samples, keys, self.acquisition, self.dtype, transposed, self._anew)
         return simulation.zero_filled(hybrid, None, self.acquisition, transposed)
 
     def measured(self, rows: Rows) -> torch.Tensor:

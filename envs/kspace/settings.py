@@ -45,6 +45,7 @@ _TYPES = {
     "level_delay": int,
     "stop_action": bool,
     "choose_axis": bool,
+    "augment": bool,
     "corruption_flagged": bool,
     "lines_per_step": int,
     "line_time": float,
@@ -61,7 +62,9 @@ class KSpaceSettings:
     ``num_classes`` (label values, the background included, for a cohort that does not state them itself),
     ``cohort_options`` (to the reader), ``split`` (a JSON file; by default the cohort's own seeded split), ``role``
     (whose patients: train, val, test, or all).
-    Scan: ``acquisition`` (fields of :class:`seggym.kspace.acquisition.Acquisition` that differ from its defaults).
+    Scan: ``acquisition`` (fields of :class:`seggym.kspace.acquisition.Acquisition` that differ from its defaults),
+    ``augment`` (phase amplitude and echo shift, which belong to a patient, are drawn anew for every episode: for
+    training, because twenty patients are only twenty echo shifts).
     Reward: ``reward_model`` (folder or published name; None where no network is needed), ``lambda_seg`` and
     ``lambda_recon`` (lambda_2 and lambda_1 of the paper), ``seg_metric``, ``recon_metric``, ``absent_weight`` (cost of
     the share of the image predicted as a class that is absent), ``objective`` (final quality or area under the curve),
@@ -96,6 +99,7 @@ class KSpaceSettings:
     split: str | None = None
     role: str = "train"
     acquisition: Mapping[str, Any] = field(default_factory=dict)
+    augment: bool = False
     reward_model: str | None = None
     lambda_seg: float = 1.0
     lambda_recon: float = 0.0

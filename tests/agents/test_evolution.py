@@ -7,6 +7,7 @@ import pytest
 import torch
 from synthetic_bench import SCAN, make_bench
 
+from seggym.agents import training
 from seggym.agents.algorithms.evolution import Evolution, _budgets, _values, evolve
 from seggym.agents.algorithms.scores import best_legal
 from seggym.agents.blind import BlindEngine
@@ -105,6 +106,22 @@ def test_a_run_with_evolution_is_reproducible_and_keeps_the_best(echo_run, tmp_p
     assert found[0] == found[1]
     # Before it, after it, and on the way.
     assert [line.split(",")[0] for line in found[0].splitlines() if "validation" in line][:2] == ["0", "0"]
+
+
+def test_augmentation_is_for_training_alone(echo_run, monkeypatch):
+    settings = replace(echo_run, augment=True)
+    model = make_model(settings)
+    assert model.env.batch.engine.settings.augment
+    made = []
+
+    def make_batch(*arguments):
+        made.append(training.make_batch.__wrapped__(*arguments))
+        return made[-1]
+
+    make_batch.__wrapped__ = training.make_batch
+    monkeypatch.setattr(training, "make_batch", make_batch)
+    training.validation_measure(settings, model)
+    assert [batch.engine.settings.augment for batch in made] == [False]
 
 
 @pytest.mark.parametrize("wrong", [{"generations": 0}, {"population": 3}, {"scans": 0}, {"sigma": 0.0}])

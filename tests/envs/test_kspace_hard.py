@@ -1,5 +1,7 @@
 """What a scanner meets: corrupted lines and their repetition, either axis, segments, time, rewards without labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 from seggym.kspace import simulation
 from seggym.kspace.acquisition import Acquisition, prepare
-from seggym.kspace.keyed_random import complex_normal
+from seggym.kspace.keyed_random import complex_normal, uniform
 
 SCAN = {"matrix": 48, "crop": 32}
 BEATS = {**SCAN, "corruption": 0.4}
@@ -281,3 +283,27 @@ def test_orientation_and_field_of_view_move_image_and_labels_alike():
 def test_what_a_protocol_cannot_be(wrong):
     with pytest.raises(SeggymError, match=next(iter(wrong))):
         Acquisition(**wrong)
+
+
+def test_augmented_scans_are_patients_with_phase_and_shift_of_their_own(make_engine):
+    """An augmented scan is a plain one of a patient whose phase amplitude and echo shift are those of the episode."""
+    scan = {**SCAN, "echo_shift": 6.0, "phase": [0.5, 3.0]}
+    plain, augmented = make_engine(40, acquisition=scan), make_engine(40, acquisition=scan, augment=True)
+    begin(augmented, list(range(40)))
+    drawn = uniform(torch.arange(40), simulation.PATIENT_STREAM, 2)
+    amplitude, shift = 0.5 + 2.5 * drawn[:, 0], 12 * drawn[:, 1] - 6
+    assert float(shift.min()) < -4
+    assert float(shift.max()) > 4
+    for slot in range(5):
+        own = torch.full((len(plain.stack),), 1.0)
+        plain.scanner.stack = replace(plain.stack, phase_amplitude=own * amplitude[slot], echo_shift=own * shift[slot])
+        begin(plain, list(range(40)))
+        assert torch.equal(plain.scanner.signal[slot], augmented.scanner.signal[slot])
+        torch.testing.assert_close(
+            plain.scanner.noise_free(slice(slot, slot + 1)), augmented.scanner.noise_free(slice(slot, slot + 1))
+        )
+    # All energy is measured of: its centre moves with the shift, whoever the patient is.
+    line = torch.arange(48)
+    energy = augmented.scanner.energy
+    centres = (energy * line).sum(1) / energy.sum(1)
+    assert np.corrcoef(centres.numpy(), shift.numpy())[0, 1] > 0.8

@@ -30,6 +30,7 @@ _FROM_SLICES = {
 }
 # Choices of single slices that volumes do not have.
 _FIXED = {
+    "augment": False,  # phase and echo shift belong to the volume
     "reward": "dense",
     "lambda_recon": 0,
     "lines_per_step": 1,
