@@ -61,8 +61,8 @@ class Bench:
     ) -> KSpaceEngine:
         """An engine over the patients of ``role`` that scores every step, for at most ``at_most`` of their slices.
 
-        Phase and echo shift are drawn anew for every slice: an order that is tuned to those of a few patients does worse
-        on others, and what is compared with a learned policy should be as good as it can be.
+        Phase and echo shift are drawn anew for every slice: an order that is tuned to those of a few patients does
+        worse on others, and what is compared with a learned policy should be as good as it can be.
         """
         settings = replace(
             self.settings,

@@ -57,8 +57,8 @@ class TrainSettings:
     ``log_every`` count environment steps, 0 is never; ``eval_episodes`` bounds the number of validation slices.
     ``device`` is the policy's, the environment has its own. ``rollouts_on_device`` leaves observations and rollouts of
     PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates
-    with the observations of other patients (:mod:`seggym.agents.blind`). ``augment`` trains, and does not validate, with
-    phase and echo shift drawn for every episode. ``evolution`` holds fields of
+    with the observations of other patients (:mod:`seggym.agents.blind`). ``augment`` trains, and does not validate,
+    with phase and echo shift drawn for every episode. ``evolution`` holds fields of
     :class:`seggym.agents.algorithms.evolution.Evolution`, which comes before the first step; None is none.
     """
 

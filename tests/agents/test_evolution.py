@@ -112,13 +112,12 @@ def test_augmentation_is_for_training_alone(echo_run, monkeypatch):
     settings = replace(echo_run, augment=True)
     model = make_model(settings)
     assert model.env.batch.engine.settings.augment
-    made = []
+    made, original = [], training.make_batch
 
     def make_batch(*arguments):
-        made.append(training.make_batch.__wrapped__(*arguments))
+        made.append(original(*arguments))
         return made[-1]
 
-    make_batch.__wrapped__ = training.make_batch
     monkeypatch.setattr(training, "make_batch", make_batch)
     training.validation_measure(settings, model)
     assert [batch.engine.settings.augment for batch in made] == [False]
