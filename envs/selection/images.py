@@ -111,8 +111,8 @@ def draw_images(size: int, count: int = 400, classes: int = 4, seed: int = 0) ->
             "triangle": (v > -0.6) & (v < 1.2 - 1.8 * abs(u)),
             "cross": (np.minimum(abs(u), abs(v)) < 0.28) & (np.maximum(abs(u), abs(v)) < 1),
         }[_SHAPES[label]]
-        ground = 0.4 + 0.2 * rng.normal() * x + 0.2 * rng.normal() * y
-        image = ground + inside * rng.uniform(0.15, 0.5) * rng.choice([-1, 1]) + rng.normal(0, 0.12, x.shape)
+        ground = 0.3 + 0.1 * rng.normal() * x + 0.1 * rng.normal() * y
+        image = ground + inside * rng.uniform(0.3, 0.6) + rng.normal(0, 0.05, x.shape)
         images.append(np.clip(image, 0, 1))
     return LabelledImages(
         torch.from_numpy(np.stack(images)).float()[:, None],
@@ -120,7 +120,7 @@ def draw_images(size: int, count: int = 400, classes: int = 4, seed: int = 0) ->
         tuple(f"image{number:04d}" for number in range(count)),
         ("pool",) * count,
         _SHAPES[:classes],
-        f"drawn-{size}-{count}-{classes}-{seed}",
+        f"drawn2-{size}-{count}-{classes}-{seed}",
     )
 
 
