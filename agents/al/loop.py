@@ -78,9 +78,10 @@ def plan(trial: Trial) -> list[str]:
     volumes = volumes or len(np.unique(pool.table.volume))
     slices = last * per_sample
     minutes = slices * getattr(costs, settings.model.ann_type) + min(slices, volumes) * costs.volume
-    size = f"{slices * settings.data.size**2:,.0f}" if settings.model.ann_type == "mask" else "a scribble's part of"
+    everything = torch.arange(len(pool), device=engine.device)
+    drawn = float(engine.oracle.annotate(everything)[1].sum()) / len(pool)
     what = "images" if settings.classification else f"{settings.data.unit}s"
-    pixels = "" if settings.classification else f", {size} {'pixels' if size[0].isdigit() else 'their pixels'}"
+    pixels = "" if settings.classification else f", about {last * drawn:,.0f} annotated pixels"
     trainings = len(trial.counts) * getattr(getattr(engine.learner, "options", None), "ensemble", 1)
     base = trial.iterations
     iterations = [trial.iterations_of(number, base) for number in range(len(trial.counts))] if base else []

@@ -55,7 +55,7 @@ def test_what_a_run_writes_is_what_it_did(tmp_path, encoder):
     opened = [len({name.rpartition("_slice_")[0] for name in flat[:count]}) for count in (3, 5, 8)]
     assert result.cost[0].tolist() == [3.0 * count + volumes for count, volumes in zip((3, 5, 8), opened, strict=True)]
     assert load_selection(tmp_path / "selection.json").selected == result.selected
-    assert any("8 slices" in line and "8,192 pixels" in line for line in said)
+    assert any("8 slices" in line and "8,192 annotated pixels" in line for line in said)
 
 
 def test_scores_are_dice_of_volumes(tmp_path, encoder):
@@ -316,6 +316,22 @@ def test_labels_of_validation_are_counted(tmp_path, encoder):
     assert (counted.pixels - given.pixels == slices * 32 * 32).all()
     volumes = len(trial.scored["reward"].names)
     assert np.allclose(counted.cost - given.cost, 3 * slices + volumes)
+
+
+def test_the_best_weights_are_those_that_validate_best(tmp_path, encoder):
+    """One trajectory of weights, whether or not it is watched: random numbers are the same."""
+    model = {"learner": "unet", "options": {"iterations": 6, "batch": 4, "widths": [4, 8], "learning_rate": 0.03}}
+    watched = {"last": {}, "only the last": {"validate_every": 99}, "every one": {"validate_every": 1}}
+    found = {}
+    for name, more in watched.items():
+        best = {"weights": "best", **more} if more else {}
+        run(tmp_path / name, encoder, "random", model={**model, **best}, policy={"budgets": [3, 5], "full": False})
+        scores = [json.loads((tmp_path / name / f"round_{n}" / "scores.json").read_text()) for n in (0, 1)]
+        found[name] = [(score["val"], score["test"]) for score in scores]
+    assert found["only the last"] == found["last"]
+    quality = {name: [np.nanmean(np.array(val["dice"], float)) for val, _ in found[name]] for name in found}
+    assert all(a >= b - 1e-6 for a, b in zip(quality["every one"], quality["last"], strict=True))
+    assert max(np.subtract(quality["every one"], quality["last"])) > 0.001
 
 
 @pytest.mark.parametrize(
