@@ -184,12 +184,20 @@ def compare_selection(files: Sequence[Path], axis: str = "samples") -> Selection
         raise SeggymError(
             "the selection results share no seed, expected runs that start from the same samples: run the same seeds"
         )
-    names = [result.strategy for result in results]
-    unique = [
-        name if names.count(name) == 1 else f"{name} ({path.parent.name})"
-        for name, (path, _) in zip(names, merged.values(), strict=True)
-    ]
-    return SelectionTable(tuple(unique), tuple(_with_seeds(result, common) for result in results), axis)
+    chosen = tuple(_with_seeds(result, common) for result in results)
+    return SelectionTable(tuple(strategy_names(results)), chosen, axis)
+
+
+def strategy_names(results: Sequence[SelectionResult]) -> list[str]:
+    """The strategies of ``results``, which differ in name or options; equal names with the options that differ."""
+    found = []
+    for result in results:
+        others = [other.options for other in results if other.strategy == result.strategy]
+        keys = dict.fromkeys(key for options in (result.options, *others) for key in options)
+        told = [key for key in keys if any(other.get(key) != result.options.get(key) for other in others)]
+        shown = ", ".join(f"{key}={result.options.get(key)}" for key in told)
+        found.append(f"{result.strategy} ({shown})" if shown else result.strategy)
+    return found
 
 
 def selection_text(table: SelectionTable) -> str:

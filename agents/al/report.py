@@ -15,7 +15,7 @@ from seggym.agents.al.trial import PARTS
 from seggym.agents.comparison import differences
 from seggym.agents.figures import file_name, png
 from seggym.agents.report import STYLE, figure, html_table
-from seggym.agents.selection_comparison import SelectionTable, compare_selection, selection_text
+from seggym.agents.selection_comparison import SelectionTable, compare_selection, selection_text, strategy_names
 from seggym.agents.selection_results import FILE, SelectionResult, load_selection
 from seggym.agents.selection_statistics import aubc
 from seggym.errors import SeggymError
@@ -98,11 +98,8 @@ def _by_strategy(results: Mapping[Path, SelectionResult]) -> dict[str, list[Path
     groups: dict[tuple[str, str], list[Path]] = {}
     for run, result in results.items():
         groups.setdefault((result.strategy, json.dumps(result.options, sort_keys=True)), []).append(run)
-    names = [strategy for strategy, _ in groups]
-    return {
-        name if names.count(name) == 1 else f"{name} ({runs[0].parent.name})": runs
-        for (name, _), runs in groups.items()
-    }
+    names = strategy_names([results[runs[0]] for runs in groups.values()])
+    return dict(zip(names, groups.values(), strict=True))
 
 
 def _curves(
@@ -168,17 +165,17 @@ def _page(
     ]
     if comparison is not None:
         parts += ["<h2>Comparison</h2>", f"<pre>{html.escape(selection_text(comparison))}</pre>"]
-    parts.append("<h2>Chosen samples, by round</h2>")
-    begun: set[int] = set()
-    for run in runs:
-        strategy, seed = results[run].strategy, results[run].seeds[0]
+    parts.append(
+        "<h2>Chosen samples, by round</h2><p>Of one seed; the others lie in figures/ of their run folders.</p>"
+    )
+    for place, (name, of_strategy) in enumerate(merged.items()):
+        run = of_strategy[0]
         for number in range(len(first.samples)):
             sheet = run / "figures" / f"selected_round_{number}.png"
             # Round 0 is the same for every strategy of a seed.
-            if sheet.is_file() and (number or seed not in begun):
-                parts += [f"<h3>{html.escape(strategy)}, seed {seed}, round {number}</h3>"]
-                parts += [figure(f"{strategy} {seed} {number}", sheet.read_bytes())]
-        begun.add(seed)
+            if sheet.is_file() and (number or not place):
+                heading = f"{name}, seed {results[run].seeds[0]}, round {number}"
+                parts += [f"<h3>{html.escape(heading)}</h3>", figure(heading, sheet.read_bytes())]
     facts = json.dumps({key: description[key] for key in ("settings", "key")}, indent=1)
     parts += ["<h2>Settings and data</h2>", f"<pre>{html.escape(facts)}</pre>", "</body></html>"]
     return "\n".join(parts)

@@ -13,7 +13,7 @@ from small_runs import PHANTOMS, TINY_UNET, small_run, untrained_encoder, writte
 from seggym.agents.al import loop
 from seggym.agents.al.settings import PolicySettings, sample_counts
 from seggym.agents.al.trial import open_trial
-from seggym.agents.selection_comparison import compare_selection
+from seggym.agents.selection_comparison import compare_selection, selection_text
 from seggym.agents.selection_results import load_selection
 from seggym.envs.selection.engine import SelectionEngine
 from seggym.errors import SeggymError
@@ -105,15 +105,17 @@ def test_strategies_of_a_seed_share_round_0_and_the_whole_pool(tmp_path, encoder
 
 
 def test_seeds_and_strategies_are_compared(tmp_path, encoder):
-    runs = [(strategy, seed) for strategy in ("random", "kcenter") for seed in (0, 1)]
-    for strategy, seed in runs:
-        run(tmp_path / f"{strategy}{seed}", encoder, strategy, seed=seed)
-    table = compare_selection([tmp_path / f"{strategy}{seed}" / "selection.json" for strategy, seed in runs])
-    assert table.names == ("random", "kcenter")
+    strategies = {"random": "random", "k": {"type": "kcenter"}, "pixels": {"type": "kcenter", "features": "pixels"}}
+    runs = [tmp_path / name / f"seed{seed}" for name in strategies for seed in (0, 1)]
+    for folder in runs:
+        run(folder, encoder, strategies[folder.parent.name], seed=int(folder.name[-1]))
+    table = compare_selection([folder / "selection.json" for folder in runs])
+    assert table.names == ("random", "kcenter (features=embeddings)", "kcenter (features=pixels)")
     assert table.results[0].seeds == (0, 1)
+    assert len(selection_text(table).splitlines()) > 10
     run(tmp_path / "other", encoder, "margin", model={"learner": "probe", "ann_type": "scribble"})
     with pytest.raises(SeggymError, match=r"annotation\.ann_type"):
-        compare_selection([tmp_path / name / "selection.json" for name in ("random0", "other")])
+        compare_selection([tmp_path / name / "selection.json" for name in ("random/seed0", "other")])
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------

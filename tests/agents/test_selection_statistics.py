@@ -272,7 +272,7 @@ def test_results_that_cannot_be_compared(tmp_path):
 
 def test_options_tell_strategies_of_one_name_apart(tmp_path):
     files = saved(tmp_path, result("kcenter"), result("kcenter", options={"features": "pixels"}))
-    assert compare_selection(files).names == ("kcenter (0_kcenter)", "kcenter (1_kcenter)")
+    assert compare_selection(files).names == ("kcenter (features=None)", "kcenter (features=pixels)")
 
 
 def test_the_command_tells_selection_runs_from_evaluations(tmp_path, capsys):
