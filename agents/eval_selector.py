@@ -68,7 +68,7 @@ def run(values: dict[str, Any]) -> str:
         if unknown:
             raise SeggymError(f"replay_policies names {unknown[0]}, expected some of {', '.join(table.names)}")
         chosen = [table.results[table.names.index(name)] for name in names]
-        replayed = replay(bench, chosen, values["replay_episodes"], values["replay_options"], output)
+        replayed = replay(bench, chosen, values["replay_episodes"], values["replay_options"] or {}, output)
     path = write_selection_report(bench, table, replayed, output)
     return f"{table_text(bench, table, replayed)}\n\nReport: {path}"
 

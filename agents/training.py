@@ -192,6 +192,12 @@ def make_model(settings: TrainSettings) -> BaseAlgorithm:
                 f"agent.group_size={settings.group_size} compares scans that are at the same step, which "
                 "env.kwargs.stop_action=true lets drift apart: set agent.group_size=1"
             )
+        pools = getattr(env.batch.engine, "pools", [None])  # type: ignore[attr-defined]
+        if len(pools) > 1 and settings.num_envs // len(pools) % settings.group_size:
+            raise SeggymError(
+                f"agent.group_size={settings.group_size} compares environments of one pool, of which each of the "
+                f"{len(pools)} has {settings.num_envs // len(pools)}: choose a group_size that divides that"
+            )
     try:
         with warnings.catch_warnings():
             # They warn that a batch does not divide the rollout, or that a small network is faster on a CPU.

@@ -290,6 +290,8 @@ def test_a_list_of_split_seeds_makes_pools(tmp_path):
     assert names[0] != names[1]
     policy = load_policy(train(settings))
     assert policy.card["patients"] == ROLES["train"]
+    with pytest.raises(SeggymError, match=r"group_size=4 compares environments of one pool.* 2 has 2"):
+        make_model(replace(settings, group_size=4))
     with pytest.raises(SeggymError, match=r"split_seed=\[0, 1, 2\] deals 3 pools"):
         make_model(replace(settings, env_kwargs={**settings.env_kwargs, "split_seed": [0, 1, 2]}))
 
