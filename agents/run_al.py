@@ -15,6 +15,8 @@ from seggym.files import write_atomic
 _TYPES = {"run_dir": str, "name": str, "seed": int, "threads": int, "device": str}
 _PRESETS = Path(__file__).parent.parent / "configs" / "selection"
 _GROUPS = ("experiment", "strategy", "model")
+# Groups whose keys are checked by us rather than by Hydra, which knows no nearest names.
+_CHECKED = ("data_geometry.", "model_uncertainty.", "model.", "policy.", "data.")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://seggym.configs.selection", config_name="run_al")
@@ -54,7 +56,7 @@ def arguments(given: Sequence[str]) -> list[str]:
                     raise SeggymError(f"{group}={name} is unknown; {nearest(name, known)}")
     for note in notes:
         print(note, flush=True)
-    return found
+    return [f"++{argument}" if argument.startswith(_CHECKED) else argument for argument in found]
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def _model(model: Keys) -> tuple[list[str], bool, int]:
     found += [argument("data.size", size[0]), "++data.spacing=null", argument("model.options.ensemble", members)]
     found.append(argument("model.options.batch", model.number("batch_size", 6)))
     found.append(argument("model.options.iterations", model.number("max_iterations", 60000)))
+    found += ["++model.iterations_by=fraction", "++model.weights=best", "++model.validate_every=200"]
     if "data_root" in model:
         found.append(f"datadir={model.take('data_root')}")
     model.take("data_root")

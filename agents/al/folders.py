@@ -5,12 +5,13 @@ episode with its networks, of the last round only; ``round_N/scores.json`` ends 
 A run that lost its networks trains them again: they follow from queries and seed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from seggym.agents.al.trial import Trial, comparison_key
 from seggym.agents.comparison import differences
@@ -155,6 +156,25 @@ class RunFolder:
             f"{path} is damaged ({why}): delete {self.root / number} and the rounds after it, then run the same "
             "command again; what is lost is trained again, with the same result"
         )
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes out of the folder of a run, for as long as this one lives."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise SeggymError(f"{root} is in use by another process: wait for it, or choose another run_dir") from None
+    except NotImplementedError:
+        # A file system without locks.
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_state(path: Path, engine: SelectionEngine) -> Path:

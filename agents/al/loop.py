@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seggym.agents.al.folders import UTILITIES, RunFolder, load_state, save_state, shared
+from seggym.agents.al.folders import UTILITIES, RunFolder, load_state, locked, save_state, shared
 from seggym.agents.al.scoring import headline, measure, part_scores, result_of, table
 from seggym.agents.al.settings import LoopSettings
 from seggym.agents.al.sheets import contact_sheet
@@ -29,8 +29,12 @@ Say = Callable[[str], Any]
 def run(settings: LoopSettings, say: Say = print) -> SelectionResult:
     """Run the rounds of ``settings``, or those that are left, and write results to its folder."""
     torch.set_num_threads(settings.threads)
-    trial = open_trial(settings)
-    base = trial.iterations
+    with locked(Path(settings.run_dir)):
+        return _run(open_trial(settings), say)
+
+
+def _run(trial: Trial, say: Say) -> SelectionResult:
+    settings, base = trial.settings, trial.iterations
     folder = RunFolder(Path(settings.run_dir), trial)
     for line in plan(trial):
         say(line)

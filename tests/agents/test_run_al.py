@@ -11,10 +11,12 @@ import torch
 from small_runs import PHANTOMS, TINY_UNET, small_run, untrained_encoder, written
 
 from seggym.agents.al import loop
+from seggym.agents.al.folders import locked
 from seggym.agents.al.settings import PolicySettings, sample_counts
 from seggym.agents.al.trial import open_trial
 from seggym.agents.selection_comparison import compare_selection, selection_text
 from seggym.agents.selection_results import load_selection
+from seggym.agents.strategies import STRATEGIES
 from seggym.envs.selection.engine import SelectionEngine
 from seggym.errors import SeggymError
 
@@ -263,7 +265,36 @@ def test_rounds_of_another_program_are_refused(tmp_path, encoder):
         run(tmp_path, encoder, "random")
 
 
+def test_two_processes_do_not_share_a_folder(tmp_path, encoder):
+    with locked(tmp_path), pytest.raises(SeggymError, match="in use by another process"):
+        run(tmp_path, encoder)
+    run(tmp_path, encoder)
+
+
 # --- budgets and labels -----------------------------------------------------------------------------------------------
+
+
+QUICK = {
+    "coreclr": {"steps": 2, "groups_per_batch": 2, "size": 16, "features": 4, "projection": 4},
+    "vaal": {"steps": 2, "batch": 4, "size": 8},
+    "coregcn": {"epochs": 3},
+}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in STRATEGIES.items() if not kind.privileged))
+def test_no_strategy_sees_a_label_that_is_not_annotated(tmp_path, encoder, monkeypatch, name):
+    """All labels outside round 0 are made others; what is chosen next stays."""
+    chooser, policy = {"type": name, **QUICK.get(name, {})}, {"budgets": [4, 9], "full": False}
+    expected = run(tmp_path / "true", encoder, chooser, policy=policy).selected[0]
+    trial = open_trial(small_run(tmp_path / "true", encoder, chooser, policy=policy))
+    oracle = trial.engine.oracle
+    known = [trial.names.index(sample) for sample in expected[0]]
+    other = np.array([sample for sample in range(len(trial.names)) if sample not in known])
+    for attribute in ("_masks", "_targets", "_lessons"):
+        poisoned = getattr(oracle, attribute).clone()
+        poisoned[other] = poisoned[np.roll(other, 7)]
+        monkeypatch.setattr(oracle, attribute, poisoned)
+    assert run(tmp_path / "poisoned", encoder, chooser, policy=policy).selected[0] == expected
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from seggym.agents.al import loop
 from seggym.agents.al.report import finished_runs, write_report
 from seggym.agents.al.scoring import part_scores
 from seggym.agents.al.trial import open_trial
+from seggym.cohorts import chaos, davis, mscmr
 from seggym.envs.selection.images import write_example
 from seggym.errors import SeggymError
 
@@ -65,6 +66,28 @@ def test_images_of_a_folder_begin_with_those_that_are_labelled(tmp_path):
     assert not any(name.startswith("initial") for names in result.selected[0][1:] for name in names)
     with pytest.raises(SeggymError, match=f"expected {initial}, the images that are labelled"):
         open_trial(small_run(tmp_path / "run", "", **{**changed, "policy": {"budgets": [1, 20]}}))
+
+
+@pytest.mark.parametrize("ann_type", ["mask", "scribble"])
+@pytest.mark.parametrize("reader", [mscmr, chaos, davis], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_cohort_in_its_published_layout(tmp_path, reader, ann_type):
+    name = reader.__name__.rpartition(".")[2]
+    more = {"mscmr": {}, "chaos": {"modalities": ("ct",)}, "davis": {"layout": "h5"}}[name]
+    root = reader.write_example(tmp_path / "data", patients=8, **more)
+    settings = small_run(
+        tmp_path / "run",
+        untrained_encoder(tmp_path / "encoder"),
+        "margin",
+        cohort={"name": name, "options": {}, "split": None},
+        datadir=str(root),
+        model={"learner": "probe", "ann_type": ann_type},
+        data={"size": 32, "spacing": None, "encoder": str(tmp_path / "encoder")},
+    )
+    result = loop.run(settings, quiet)
+    whole = 8 * 32 * 32
+    assert result.pixels[0, -1] == whole if ann_type == "mask" else 0 < result.pixels[0, -1] < whole
+    assert set(result.patients).isdisjoint(name.split("_slice_")[0] for names in result.selected[0] for name in names)
+    assert all(volume.startswith(patient) for volume, patient in zip(result.volumes, result.patients, strict=True))
 
 
 def test_a_report_of_images(tmp_path):
@@ -129,6 +152,7 @@ def test_the_command_line(tmp_path):
         ("experiment=acdc_wek", "did you mean acdc_weak"),
         ("strategy=random,entrop", "did you mean entropy"),
         ("exp_dir=/nowhere", "/nowhere/exp.yml does not exist"),
+        ("model.optons=3", "model.optons is unknown"),
     ],
 )
 def test_a_mistyped_name_is_one_sentence(argument, said):
