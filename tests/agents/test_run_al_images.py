@@ -155,8 +155,8 @@ def test_the_command_line(tmp_path):
         ("model.optons=3", "model.optons is unknown"),
     ],
 )
-def test_a_mistyped_name_is_one_sentence(argument, said):
-    done = command(argument)
+def test_a_mistyped_name_is_one_sentence(tmp_path, argument, said):
+    done = command(argument, f"run_dir={tmp_path}/run")
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
