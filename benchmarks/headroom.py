@@ -45,7 +45,7 @@ from seggym.kspace import orders
 from seggym.reward_models.checkpoints import open_reward_model
 from seggym.reward_models.statistics import bootstrap_interval, paired_difference
 
-VERSION = 2  # to be raised when the same options give other numbers
+VERSION = 3  # to be raised when the same options give other numbers
 
 _PLAIN: dict[str, Any] = {
     "phase": [0.0, 0.0],

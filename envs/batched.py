@@ -1,6 +1,7 @@
-"""What every batched engine shares: legal and illegal actions, and records of tensors, by rows."""
+"""What every batched engine shares: what a step did, legal and illegal actions, and records of tensors, by rows."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,15 @@ from seggym.errors import SeggymError
 
 # Rows of a batch: indices int64 (B,), or slice(None) for all of them, which copies nothing.
 Rows = torch.Tensor | slice
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, each (N,): reward parts by name, ended episodes, illegal actions."""
+
+    parts: dict[str, torch.Tensor]
+    terminated: torch.Tensor
+    illegal: torch.Tensor
 
 
 def pieces(rows: torch.Tensor | slice, size: int) -> Iterator[Any]:

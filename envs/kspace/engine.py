@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seggym.envs.batched import Rows, judge, pieces, read_rows, refuse, write_rows
+from seggym.envs.batched import Rows, StepResult, judge, pieces, read_rows, refuse, write_rows
 from seggym.envs.kspace.observation import make_part
 from seggym.envs.kspace.reward import Truth, quality, quality_reward
 from seggym.envs.kspace.scanner import Scanner
@@ -36,15 +36,6 @@ class Episodes:
     samples: Tensor
     budgets: Tensor
     keys: Tensor
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did, each (N,): reward parts by name, ended episodes, illegal actions."""
-
-    parts: dict[str, Tensor]
-    terminated: Tensor
-    illegal: Tensor
 
 
 class KSpaceEngine:

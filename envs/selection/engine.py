@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seggym.envs.batched import judge, refuse
+from seggym.envs.batched import StepResult, judge, refuse
 from seggym.envs.selection.observation import Relations, observe
 from seggym.envs.selection.pool import Oracle, Pool
 from seggym.envs.selection.settings import SelectionSettings
@@ -25,15 +25,6 @@ class Episodes:
 
     budgets: Tensor
     keys: Tensor
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did, each (N,): reward parts by name, ended episodes, illegal actions."""
-
-    parts: dict[str, Tensor]
-    terminated: Tensor
-    illegal: Tensor
 
 
 class SelectionEngine:

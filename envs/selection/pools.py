@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seggym.envs.selection.engine import Episodes, SelectionEngine, StepResult
+from seggym.envs.batched import StepResult
+from seggym.envs.selection.engine import Episodes, SelectionEngine
 from seggym.envs.selection.settings import SelectionSettings
 from seggym.envs.selection.sources import build_engine
 from seggym.errors import SeggymError

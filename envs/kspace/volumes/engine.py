@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from seggym.envs.batched import judge, refuse
-from seggym.envs.kspace.engine import BUDGET_STREAM, SAMPLE_STREAM, Episodes, KSpaceEngine, StepResult
+from seggym.envs.batched import StepResult, judge, refuse
+from seggym.envs.kspace.engine import BUDGET_STREAM, SAMPLE_STREAM, Episodes, KSpaceEngine
 from seggym.envs.kspace.reward import quality_reward
 from seggym.envs.kspace.segmentation import Segmentation
 from seggym.envs.kspace.volumes.settings import OVERLAP, VolumeSettings
