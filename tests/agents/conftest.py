@@ -1,8 +1,10 @@
 """A small environment for the tests of agents."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import untrained_encoder
 
 from seggym.agents.training import TrainSettings
 
@@ -41,3 +43,16 @@ def tiny_run(tiny_env, tmp_path) -> TrainSettings:
         log_every=32,
         device="cpu",
     )
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """Folder of an encoder that has seen no patient."""
+    return untrained_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A cache of one's own, so that a test sees what is trained in it."""
+    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from seggym.agents.al import loop
 from seggym.agents.al.settings import LoopSettings, loop_settings
+from seggym.agents.selection_results import SelectionResult
 from seggym.reward_models.checkpoints import ModelCard, save_network
 from seggym.reward_models.encoders import Encoder
 
@@ -45,3 +47,12 @@ def written(folder: Path) -> dict[str, bytes]:
     """What a run has found out, by file: choices, scores and results."""
     names = ("query.json", "scores.json", "selection.json", "results.csv", "utilities.csv")
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.name in names}
+
+
+def quiet(line: str) -> None:
+    """Says nothing of what a run says."""
+
+
+def run(*arguments: Any, **changed: Any) -> SelectionResult:
+    """What a small run comes to."""
+    return loop.run(small_run(*arguments, **changed), quiet)

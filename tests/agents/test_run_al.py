@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_runs import PHANTOMS, TINY_UNET, small_run, untrained_encoder
+from small_runs import PHANTOMS, TINY_UNET, quiet, run, small_run
 
 from seggym.agents.al import loop
 from seggym.agents.al.settings import PolicySettings, sample_counts
@@ -15,27 +15,6 @@ from seggym.agents.selection_results import load_selection
 from seggym.agents.strategies import STRATEGIES
 from seggym.envs.selection.engine import SelectionEngine
 from seggym.errors import SeggymError
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return untrained_encoder(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A cache of one's own, so that a test sees what is trained in it."""
-    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-def quiet(line):
-    pass
-
-
-def run(*arguments, **changed):
-    return loop.run(small_run(*arguments, **changed), quiet)
-
 
 # --- results ----------------------------------------------------------------------------------------------------------
 

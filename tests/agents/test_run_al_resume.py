@@ -6,31 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import TINY_UNET, small_run, untrained_encoder, written
+from small_runs import TINY_UNET, quiet, run, small_run, written
 
 from seggym.agents.al import loop
 from seggym.agents.al.folders import locked
 from seggym.errors import SeggymError
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return untrained_encoder(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A cache of one's own, so that a test sees what is trained in it."""
-    monkeypatch.setenv("SEGGYM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-def quiet(line):
-    pass
-
-
-def run(*arguments, **changed):
-    return loop.run(small_run(*arguments, **changed), quiet)
 
 
 def killed_at(settings, moment):
