@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 from seggym.cohorts.cohort import open_cohort, seggym_home
 from seggym.cohorts.splits import selection_roles, split_cohort
 from seggym.configs.checking import build, require_complete, require_types
-from seggym.envs.selection.slices import prepared
 from seggym.errors import SeggymError, one_sentence
 from seggym.reward_models.encoder_store import fit_encoder
 from seggym.reward_models.encoders import EncoderRecipe
+from seggym.reward_models.labelled_slices import prepared
 
 
 @hydra.main(version_base="1.3", config_path="pkg://seggym.configs", config_name="train_encoder")

@@ -15,36 +15,48 @@ from seggym.reward_models.unrolled import Unrolled
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al., MICCAI 2015) with batch norm and padded convolutions.
+    """U-Net (Ronneberger et al., MICCAI 2015) with normalised and padded convolutions.
 
     ``widths`` are the channels of the levels from full resolution down; each level halves the resolution.
     The level at full resolution has one convolution instead of two on the way down and on the way up, because there a
     convolution costs most time for the fewest weights. The default has five levels, so that the deepest one sees 138
     pixels, more than the image; at 128 x 128 it takes no longer than four levels of 16 to 128 channels.
+    ``norm`` is "batch" or "group": group norm has no statistics that drift and is the same in training and evaluation,
+    batch norm folds into the convolutions of a frozen network. Images have ``in_channels`` channels.
     """
 
-    def __init__(self, num_outputs: int, widths: Sequence[int] = (16, 24, 48, 96, 160)) -> None:
+    def __init__(
+        self,
+        num_outputs: int,
+        widths: Sequence[int] = (16, 24, 48, 96, 160),
+        norm: str = "batch",
+        in_channels: int = 1,
+    ) -> None:
         super().__init__()
         check_widths("unet", widths, at_least=2, at_most=5)
+        if norm not in ("batch", "group"):
+            raise SeggymError(f"option norm of unet is {norm!r}, expected 'batch' or 'group'")
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise SeggymError(f"option in_channels of unet is {in_channels!r}, expected a positive integer")
         self.num_features = widths[-1]
-        self.stem = conv_block(1, widths[0])
+        self.stem = conv_block(in_channels, widths[0], norm)
         self.down = nn.ModuleList(
-            nn.Sequential(nn.MaxPool2d(2), conv_block(above, width), conv_block(width, width))
+            nn.Sequential(nn.MaxPool2d(2), conv_block(above, width, norm), conv_block(width, width, norm))
             for above, width in itertools.pairwise(widths)
         )
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(below, width, 2, stride=2) for width, below in itertools.pairwise(widths)
         )
         self.merge = nn.ModuleList(
-            conv_block(2 * width, width)
+            conv_block(2 * width, width, norm)
             if level == 0
-            else nn.Sequential(conv_block(2 * width, width), conv_block(width, width))
+            else nn.Sequential(conv_block(2 * width, width, norm), conv_block(width, width, norm))
             for level, width in enumerate(widths[:-1])
         )
         self.head = nn.Conv2d(widths[0], num_outputs, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map x (B, 1, H, W) to (logits (B, K, H, W), features of the deepest level (B, F, h, w))."""
+        """Map x (B, in_channels, H, W) to (logits (B, K, H, W), features of the deepest level (B, F, h, w))."""
         skips = [self.stem(x)]
         for down in self.down:
             skips.append(down(skips[-1]))

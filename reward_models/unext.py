@@ -3,6 +3,7 @@
 After J. M. J. Valanarasu and V. M. Patel, "UNeXt: MLP-based Rapid Medical Image Segmentation Network", MICCAI 2022.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,16 @@ from seggym.errors import SeggymError
 GROUPS = 5  # channel groups of a shift; group g moves by g - 2 pixels
 
 
-def conv_block(inputs: int, outputs: int) -> nn.Sequential:
-    """3 x 3 convolution, batch norm, ReLU; the size stays."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+def conv_block(inputs: int, outputs: int, norm: str = "batch") -> nn.Sequential:
+    """3 x 3 convolution, ``norm`` (batch norm, or "group"), ReLU; the size stays."""
+    layer = group_norm(outputs) if norm == "group" else nn.BatchNorm2d(outputs)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), layer, nn.ReLU(inplace=True))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm (Wu and He, ECCV 2018) of at most eight groups, of two channels or more where there are any."""
+    groups = math.gcd(8, channels)
+    return nn.GroupNorm(groups // 2 if groups == channels and groups > 1 else groups, channels)
 
 
 def check_widths(architecture: str, widths: Any, at_least: int, at_most: int) -> None:

@@ -18,7 +18,6 @@ from seggym.envs.selection.engine import SelectionEngine
 from seggym.envs.selection.images import LabelledImages, draw_images, read_images
 from seggym.envs.selection.pool import Oracle, Pool, gather_targets, group_slices
 from seggym.envs.selection.settings import SelectionSettings
-from seggym.envs.selection.slices import LabelledSlices, prepared
 from seggym.envs.selection.state import SampleTable
 from seggym.errors import SeggymError
 from seggym.reward_models.checkpoints import require_labels
@@ -26,6 +25,7 @@ from seggym.reward_models.classifier import ClassifierLearner, classifier_option
 from seggym.reward_models.encoder_store import encode, kept_encoder, open_encoder
 from seggym.reward_models.encoders import Encoder
 from seggym.reward_models.frozen import resolve_device
+from seggym.reward_models.labelled_slices import LabelledSlices, prepared
 from seggym.reward_models.learners import Learner, ScoredSet
 from seggym.reward_models.network_learner import NetworkOptions
 from seggym.reward_models.probe import ProbeLearner, ProbeOptions, pooled, position_features

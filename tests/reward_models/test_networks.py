@@ -49,6 +49,20 @@ def test_a_network_can_fit_one_image(architecture: str) -> None:
     assert (network(image)[0].argmax(1) == target).float().mean() > 0.95
 
 
+def test_a_network_with_group_norm_is_the_same_in_training_and_in_evaluation() -> None:
+    torch.manual_seed(0)
+    network = build_network("unet", 3, widths=[6, 8, 16], norm="group", in_channels=2)
+    x = torch.randn(3, 2, 16, 16)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    trained = network.train()(x)[0]
+    assert torch.equal(trained, network.eval()(x)[0])
+    torch.testing.assert_close(trained[1:2], network(x[1:2])[0])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) == 8
+    assert all(norm.num_channels >= 2 * norm.num_groups for norm in norms)
+
+
 def test_unetpp_equals_monai() -> None:
     torch.manual_seed(0)
     network = build_network("unetpp", 4, widths=SMALL["unetpp"]).eval()
@@ -101,6 +115,8 @@ def test_a_shifted_mlp_sees_its_neighbours_and_not_further() -> None:
         ("unet", 4, {"widths": [16]}, "widths"),
         ("unet", 4, {"widths": [16, -1]}, "widths"),
         ("unet", 4, {"widths": "16"}, "widths"),
+        ("unet", 4, {"norm": "layer"}, "norm.*batch.*group"),
+        ("unet", 4, {"in_channels": 0}, "in_channels.*positive"),
         ("unetpp", 4, {"widths": [8, 8]}, "6 positive"),
         ("unext", 4, {"widths": 8}, "5 positive"),
     ],
