@@ -10,6 +10,7 @@ import torch
 
 from seggym.agents import greedy
 from seggym.agents.echo_baselines import EchoFollowing, tuned_entropy_stop
+from seggym.agents.learned_stop import tuned_learned_stop
 from seggym.agents.policies import Baseline, EpisodeOrder, FixedOrder, Policy, first_line
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
@@ -196,11 +197,14 @@ BASELINES: dict[str, Callable[[TuningGround], Policy]] = {
     "energy_following": _energy_following,
     "echo_following": lambda ground: EchoFollowing(),
     "entropy_stop": lambda ground: tuned_entropy_stop(ground, EchoFollowing()),
+    "learned_stop": lambda ground: tuned_learned_stop(ground, EchoFollowing()),
     "population_greedy": _population_greedy,
     "one_step_greedy": lambda ground: greedy.OneStepGreedy(ground.window, ground.progress),
 }
 
 
+# They need stop_action=true, so they have to be asked for.
+_STOPPING = ("entropy_stop", "learned_stop")
 # What makes sense of one trajectory only; spokes all pass the centre, so that none is nearer to it than another.
 _ONLY = {
     "equispaced": ("lines", "radial"),
@@ -211,7 +215,7 @@ _ONLY = {
     "partial_fourier": ("lines",),
     "energy_following": ("lines", "points"),
     "echo_following": ("lines",),
-    "entropy_stop": (),  # needs stop_action=true, so it has to be asked for
+    **dict.fromkeys(_STOPPING, ()),
 }
 
 
@@ -224,7 +228,7 @@ def make_baselines(names: Sequence[str] | None, ground: TuningGround) -> list[Po
     """The baselines ``names`` (default: all of the trajectory), tuned on ``ground`` where they can be."""
     known = offered(ground.acquisition.trajectory)
     chosen = known if names is None else list(names)
-    unknown = [name for name in chosen if name not in (*known, "entropy_stop")]
+    unknown = [name for name in chosen if name not in (*known, *_STOPPING)]
     if unknown:
         raise SeggymError(
             f"baselines={unknown} are unknown to trajectory={ground.acquisition.trajectory!r}, expected some of "

@@ -137,11 +137,12 @@ class OracleStop(Stopping):
 
 def mean_entropy(engine: KSpaceEngine) -> torch.Tensor:
     """Entropy in nats of the class probabilities, the mean over the pixels of each scan's image: float (N,)."""
-    probabilities = _predicted(engine, engine.magnitude)
+    probabilities = predicted(engine, engine.magnitude)
     return torch.special.entr(probabilities).sum(1).mean((1, 2))
 
 
-def _predicted(engine: KSpaceEngine, magnitude: torch.Tensor) -> torch.Tensor:
+def predicted(engine: KSpaceEngine, magnitude: torch.Tensor) -> torch.Tensor:
+    """Class probabilities (N, C, H, W) of images (N, H, W), by the network of each scan."""
     if not engine.networks:
         raise SeggymError("the policy asks a network when to stop, this environment has none: pass reward_model")
     return segment(engine.networks, engine.routing[engine.samples], magnitude).probabilities
@@ -149,7 +150,7 @@ def _predicted(engine: KSpaceEngine, magnitude: torch.Tensor) -> torch.Tensor:
 
 def _dice(engine: KSpaceEngine, magnitude: torch.Tensor) -> torch.Tensor:
     """Hard Dice of each scan's slice, the mean over the classes that it has, float (N,); NaN where it has none."""
-    labels = metrics.most_probable(_predicted(engine, magnitude))
+    labels = metrics.most_probable(predicted(engine, magnitude))
     truth = metrics.encode_truth(engine.stack.labels[engine.samples], engine.stack.num_classes)
     return metrics.dice_per_class(labels, truth).nanmean(1)
 

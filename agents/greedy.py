@@ -68,17 +68,20 @@ class OneStepGreedy(Baseline):
         return torch.where(tried.any(1), near[gains[:, near].argmax(1)], fallback)
 
 
-def begin_training_episodes(engine: KSpaceEngine, length: int) -> None:
-    """Start one episode of ``length`` lines per environment, on slices spread evenly over those of the engine."""
+def begin_training_episodes(engine: KSpaceEngine, length: int, repeat: int = 0) -> None:
+    """Start one episode of ``length`` lines per environment, on slices spread evenly over those of the engine.
+
+    Another ``repeat`` scans the same slices with other draws.
+    """
     samples = torch.from_numpy(evenly_spread(len(engine.stack), engine.num_envs)).to(engine.device)
     if len(samples) != engine.num_envs:
         raise SeggymError(
             f"the search asks for {engine.num_envs} slices, the data hold {len(engine.stack)}: ask for fewer"
         )
     names = engine.stack.names
-    keys = torch.tensor([episode_key("tune", names[sample]) for sample in samples.tolist()], device=engine.device)
+    keys = [episode_key("tune", names[sample], repeat) for sample in samples.tolist()]
     every = torch.arange(engine.num_envs, device=engine.device)
-    engine.begin(every, Episodes(samples, torch.full_like(samples, length), keys))
+    engine.begin(every, Episodes(samples, torch.full_like(samples, length), torch.tensor(keys, device=engine.device)))
 
 
 def population_greedy(engine: KSpaceEngine, length: int, window: int = WINDOW, progress: bool = True) -> np.ndarray:

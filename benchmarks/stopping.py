@@ -22,6 +22,7 @@ from benchmarks.headroom import Ground, Options, environment, kept, key_of, pars
 from benchmarks.k1.evaluating import greedy_volumes
 from seggym.agents.bench import Bench, open_bench
 from seggym.agents.echo_baselines import EchoFollowing, OracleStop, tuned_entropy_stop
+from seggym.agents.learned_stop import tuned_learned_stop
 from seggym.agents.policies import Baseline, Policy
 from seggym.agents.pooling import DRAWS, Estimate
 from seggym.agents.results import PolicyResult
@@ -131,6 +132,7 @@ def contestants(bench: Bench, options: Options) -> dict[str, tuple[Policy, Polic
     found: dict[str, tuple[Policy, Policy]] = {}
     for fraction in FRACTIONS:
         found[f"entropy, {fraction:.0%}"] = (tuned_entropy_stop(tuning, order, fraction), order)
+        found[f"learned, {fraction:.0%}"] = (tuned_learned_stop(tuning, order, fraction), order)
     found["oracle, 95 % \\*"] = (OracleStop(order), order)
     for folder, policy in zip([f for f in options.policies.split(",") if f], options.learned, strict=True):
         found[f"trained, {folder}"] = (policy, NeverStopping(policy))
