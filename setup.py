@@ -11,6 +11,7 @@ FLOORS = [
     "configs",
     "configs.selection",
     "cohorts",
+    "cohorts.annotations",
     "envs",
     "envs.kspace",
     "envs.kspace.volumes",
