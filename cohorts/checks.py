@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from seggym.cohorts import acdc, chaos, cmrxrecon, davis, folder, mscmr, raw_kspace, wsl4mis
+from seggym.cohorts import acdc, camus, chaos, cmrxrecon, davis, folder, mscmr, raw_kspace, wsl4mis
 from seggym.cohorts.cases import AnyCase, Case
 from seggym.cohorts.scans import affine
 from seggym.errors import SeggymError
 
-COHORTS = ("auto", "acdc", "chaos", "cmrxrecon", "davis", "folder", "mscmr", "raw")
+COHORTS = ("auto", "acdc", "camus", "chaos", "cmrxrecon", "davis", "folder", "mscmr", "raw")
 
 # Without a stated class count a label of a folder cohort may be any value of a byte.
 _ANY_CLASS = 256
@@ -108,6 +108,9 @@ def _find_parts(
     complain = report.complain
     if is_asked("acdc") and (layout := acdc.find_layout(root)):
         return [(num_classes or len(acdc.CLASS_NAMES), acdc.find_cases(root, layout, complain))]
+    if is_asked("camus") and camus.is_camus(root):
+        camus.read_lists(camus.split_lists(root), complain)
+        return [(num_classes or len(camus.CLASS_NAMES), camus.find_cases(root, complain))]
     # CycleMix has its images in folders of that name, and so has a folder cohort: the names of the files come first.
     if is_asked("mscmr") and (layout := mscmr.find_layout(root)) and (layout != "h5" or cohort == "mscmr"):
         classes = num_classes or len(mscmr.CLASS_NAMES)
@@ -134,8 +137,8 @@ def _find_parts(
     else:
         complain(
             root,
-            "holds data in no known layout, expected ACDC, MS-CMRSeg, CHAOS, DAVIS, CMRxRecon, images and masks, or "
-            "raw k-space; mend the path",
+            "holds data in no known layout, expected ACDC, CAMUS, MS-CMRSeg, CHAOS, DAVIS, CMRxRecon, images and masks "
+            "or raw k-space; mend the path",
         )
     return None
 

@@ -16,9 +16,11 @@ from seggym.errors import SeggymError
 # One line per reader: the name in configs and environment ids, and the function that opens it.
 READERS = {
     "acdc": "seggym.cohorts.acdc:open_acdc",
+    "camus": "seggym.cohorts.camus:open_camus",
     "chaos": "seggym.cohorts.chaos:open_chaos",
     "cmrxrecon": "seggym.cohorts.cmrxrecon:open_cmrxrecon",
     "davis": "seggym.cohorts.davis:open_davis",
+    "echo": "seggym.cohorts.echo_phantom:open_echo",
     "folder": "seggym.cohorts.folder:open_folder",
     "mscmr": "seggym.cohorts.mscmr:open_mscmr",
     "phantom": "seggym.cohorts.phantoms:open_phantoms",

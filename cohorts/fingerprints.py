@@ -34,7 +34,7 @@ def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
     found: dict[str, tuple[Stamp, str]] = {}
     digest = hashlib.sha256()
     for path in sorted(files):
-        name = str(path.relative_to(root))
+        name = os.path.relpath(path, root)  # a split file may lie elsewhere
         digest.update(name.encode())
         if name in known and known[name][0] == _stamp(path.stat()):
             content = known[name][1]

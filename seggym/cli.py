@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check-data", help="list every problem of a data folder")
     check.add_argument("folder", metavar="DIR")
-    cohorts = ("auto", "acdc", "chaos", "cmrxrecon", "davis", "folder", "mscmr", "raw")
+    cohorts = ("auto", "acdc", "camus", "chaos", "cmrxrecon", "davis", "folder", "mscmr", "raw")
     check.add_argument("--cohort", default="auto", choices=cohorts)
     check.add_argument("--num-classes", type=int, help="number of label values, background included")
     check.set_defaults(run=_check_data)

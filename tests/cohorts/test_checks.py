@@ -136,7 +136,7 @@ def test_folders_that_hold_nothing_known(tmp_path):
     assert "is not a folder" in check_data(tmp_path / "absent")[0].message
     assert "no known layout" in check_data(tmp_path)[0].message
     assert "neither images/ and masks/" in check_data(tmp_path, cohort="folder")[0].message
-    with pytest.raises(SeggymError, match="cohort 'camus' cannot be checked"):
-        check_data(tmp_path, cohort="camus")
+    with pytest.raises(SeggymError, match="cohort 'brats' cannot be checked"):
+        check_data(tmp_path, cohort="brats")
     with pytest.raises(SeggymError, match="num_classes is 1"):
         check_data(tmp_path, num_classes=1)
