@@ -23,6 +23,8 @@ INDEX = "index.json"
 TASKS = ("segmentation", "reconstruction")
 # What a network without labels is for.
 ENCODING = "encoding"
+# Whether the labels of a segmentation are correct.
+ERRORS = "errors"
 # Measured on 30 ACDC patients: five networks of 8 to 18 minutes each, one thread, for the message that asks for one.
 TRAINING_MINUTES = 60
 PACKAGED = {
@@ -158,10 +160,9 @@ def read_card(folder: str | os.PathLike[str]) -> ModelCard:
     for name in ("class_names", "patients"):
         _require_names(path, name, content[name])
     card = ModelCard(**content)
-    if card.task not in (*TASKS, ENCODING):
-        raise SeggymError(
-            f"{path}: task is {card.task!r}, expected {' or '.join((*TASKS, ENCODING))}; mend or train it again"
-        )
+    tasks = (*TASKS, ENCODING, ERRORS)
+    if card.task not in tasks:
+        raise SeggymError(f"{path}: task is {card.task!r}, expected {' or '.join(tasks)}; mend or train it again")
     if card.task == "segmentation" and len(card.class_names) != card.num_outputs:
         raise SeggymError(
             f"{path}: {len(card.class_names)} class_names for num_outputs {card.num_outputs}, expected as many; mend "

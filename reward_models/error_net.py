@@ -1,0 +1,122 @@
+"""The reward net of RL4Seg: for every pixel of a segmentation the probability that its label is correct."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seggym.errors import SeggymError
+from seggym.reward_models.checkpoints import CARD, ERRORS, ModelCard, load_network, save_network
+from seggym.reward_models.frozen import normalise
+from seggym.reward_models.networks import UNet
+
+# Images through the network at a time.
+_BATCH = 64
+
+
+class RewardMap(Protocol):
+    """Scores segmentations pixel by pixel: an error net, or accuracy against known labels."""
+
+    def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
+        """P(label correct) float32 (n, H, W) of ``masks`` integer (n, H, W) on ``images`` float32 (n, 1, H, W)."""
+        ...
+
+
+class ErrorNet(nn.Module):
+    """A U-Net with group norm on the image and the one-hot mask, and one temperature.
+
+    Images are given zero mean and unit standard deviation each, so gain and offset do not matter. ``class_names`` are
+    those of the masks, the background first; ``temperature`` divides the logits (1 until it is fitted); ``patients``
+    are those that it was trained on, ``metrics`` what validation said.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str], widths: Sequence[int] = (16, 32, 64, 128), temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.class_names, self.widths, self.temperature = tuple(class_names), tuple(widths), temperature
+        self.network = UNet(1, widths, norm="group", in_channels=1 + len(class_names))
+        self.patients: tuple[str, ...] = ()
+        self.metrics: dict[str, Any] = {}
+
+    def logits(self, images: Tensor, masks: Tensor) -> Tensor:
+        """What the network says before the temperature, (n, H, W): the logit of being correct."""
+        return self.network(self.inputs(images, masks))[0][:, 0]
+
+    def inputs(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Normalised image and one-hot mask, float32 (n, 1 + K, H, W)."""
+        if images.ndim != 4 or images.shape[1] != 1 or masks.shape != (len(images), *images.shape[2:]):
+            raise SeggymError(
+                f"an error net takes images (n, 1, H, W) and masks (n, H, W), found {tuple(images.shape)} and "
+                f"{tuple(masks.shape)}"
+            )
+        labels = torch.arange(len(self.class_names), device=masks.device).to(masks.dtype)
+        one_hot = (masks[:, None] == labels[:, None, None]).to(images.dtype)
+        return torch.cat([normalise(images[:, 0]).to(images.dtype), one_hot], 1)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The reward map: P(label correct) float32 (n, H, W), without gradients. Sides are padded to what fits."""
+        step = 2 ** (len(self.widths) - 1)
+        height, width = images.shape[-2:]
+        if height % step or width % step:
+            # Repeats the border; the image is normalised with it.
+            padding = (0, -width % step, 0, -height % step)
+            images = functional.pad(images, padding, mode="replicate")
+            masks = functional.pad(masks[:, None].float(), padding, mode="replicate")[:, 0].to(masks.dtype)
+        parts = zip(images.split(_BATCH), masks.split(_BATCH), strict=True)
+        reward = torch.cat([(self.logits(*part) / self.temperature).sigmoid() for part in parts])
+        return reward[:, :height, :width].float()
+
+    def require_classes(self, class_names: Sequence[str]) -> None:
+        """Raise :class:`SeggymError` unless masks of ``class_names`` are what it was trained on, by their number."""
+        if len(class_names) != len(self.class_names):
+            raise SeggymError(
+                f"the error net knows {len(self.class_names)} classes ({', '.join(self.class_names)}), the masks have "
+                f"{len(class_names)} ({', '.join(class_names)}); train one for these classes"
+            )
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        size: int = 0,
+        cohort: str = "",
+        fingerprint: str = "none",
+        metrics: Mapping[str, Any] | None = None,
+    ) -> ModelCard:
+        """Write ``model.safetensors`` and ``model.json``; ``size`` is the side of the images in pixels."""
+        card = ModelCard(
+            architecture="unet",
+            options={"widths": list(self.widths), "norm": "group", "in_channels": 1 + len(self.class_names)},
+            num_outputs=1,
+            class_names=list(self.class_names),
+            task=ERRORS,
+            crop=size,
+            patients=sorted(self.patients),
+            cohort=cohort,
+            fingerprint=fingerprint,
+            metrics={**self.metrics, **(metrics or {}), "temperature": self.temperature},
+        )
+        return save_network(folder, self.network, card)
+
+
+def load_error_net(folder: str | os.PathLike[str]) -> ErrorNet:
+    """The error net in ``folder``, on the CPU, frozen. Raises :class:`SeggymError` for anything else."""
+    network, card = load_network(folder)
+    temperature = card.metrics.get("temperature")
+    fits = card.task == ERRORS and isinstance(network, UNet)
+    if not fits or not isinstance(temperature, float) or not temperature > 0:
+        raise SeggymError(
+            f"{Path(folder) / CARD} has task {card.task} and temperature {temperature}, expected an error net: task "
+            f"{ERRORS} and a positive temperature; choose another folder or train one"
+        )
+    assert isinstance(network, UNet)
+    net = ErrorNet(card.class_names, card.options["widths"], temperature)
+    net.network = network
+    net.patients = tuple(card.patients)
+    net.metrics = {key: value for key, value in card.metrics.items() if key != "temperature"}
+    return net.eval().requires_grad_(False)
