@@ -31,8 +31,8 @@ def open_echo(root: str | os.PathLike[str], *, patients: int = 100, size: int = 
     """Phantoms of ``patients`` people, drawn when they are read (a few ms an image); ``root`` is not used.
 
     Images are (1, size, size) with whole numbers from 0 to 255, the frames of a patient "2CH_ED", "2CH_ES", "4CH_ED"
-    and "4CH_ES". Patient k of a ``seed`` is the same in a cohort of any number of patients. Groups are the classes of the
-    ejection fraction, as in CAMUS.
+    and "4CH_ES". Patient k of a ``seed`` is the same in a cohort of any number of patients. Groups are the classes of
+    the ejection fraction, as in CAMUS.
     """
     if not 1 <= patients <= 9999:
         raise SeggymError(f"echo: patients={patients}, expected 1 to 9999")

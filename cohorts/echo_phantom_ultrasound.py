@@ -96,7 +96,7 @@ def _levels(apical: Apical, view: str, sector: Sector, positions: Positions, rng
     depth = np.abs(positions) / sector.depth
     level = _MUSCLE + sector.contrast * (level - _MUSCLE) + sector.gain - sector.attenuation * (depth - 0.3)
     beams = np.linspace(-1, 1, shape[1], dtype=np.float32)
-    shadow = ndimage.gaussian_filter1d(rng.standard_normal(shape[1]).astype(np.float32), shape[1] / 14)
+    shadow = ndimage.gaussian_filter1d(rng.standard_normal((shape[1],), dtype=np.float32), shape[1] / 14)
     level = level + 2.5 * shadow / shadow.std() - 10 * np.abs(beams) ** rng.uniform(4, 9)
     clutter = sector.haze + 16 * np.exp(-((depth / 0.1) ** 2)) - 22 * depth
     return 10 * np.log10(10 ** (level / 10) + 10 ** (clutter / 10))
