@@ -12,8 +12,6 @@ from gymnasium.vector.utils import batch_space
 
 from seggym.errors import SeggymError
 
-Observation = dict[str, np.ndarray]
-
 
 class BatchVectorEnv(VectorEnv):
     """N episodes of one engine in one batch; every one of them has its own budget and end.
@@ -23,8 +21,9 @@ class BatchVectorEnv(VectorEnv):
     returns tensors on the engine's device. ``action_masks()`` is one bool array (N, A). ``state_dict()`` and
     ``load_state_dict()`` make a resume exact.
 
-    A family says what its engine, space and picture are (:meth:`_build`, :meth:`_space`, :attr:`_canvas`), how episodes
-    are written (:meth:`_episodes`) and what it reports beside the rewards (:meth:`_report`).
+    A family says what its engine, spaces and picture are (:meth:`_build`, :meth:`_space`, :meth:`_action_space`,
+    :attr:`_canvas`), how episodes are written (:meth:`_episodes`) and what it reports beside the rewards
+    (:meth:`_report`).
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012  Gymnasium declares it so
@@ -60,7 +59,7 @@ class BatchVectorEnv(VectorEnv):
         self.num_envs, self.output, self.render_mode, self.autoreset_mode = num_envs, output, render_mode, mode
         self.metadata = {**type(self).metadata, "autoreset_mode": mode}
         self.single_observation_space = self._space()
-        self.single_action_space = spaces.Discrete(self.engine.num_actions)
+        self.single_action_space = self._action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
@@ -71,14 +70,20 @@ class BatchVectorEnv(VectorEnv):
 
     # What a family of episodes does in its own way.
     _canvas: Callable[[], Any]
+    # Whether actions can be illegal, so that infos say which are not.
+    _masked = True
 
     def _build(self, settings: dict[str, Any], num_envs: int) -> Any:
         """The engine of keyword arguments."""
         raise NotImplementedError
 
-    def _space(self) -> spaces.Dict:
-        """Space of one environment's observation."""
+    def _space(self) -> spaces.Space:
+        """Space of one environment's observation: a Dict of parts, or one Box."""
         raise NotImplementedError
+
+    def _action_space(self) -> spaces.Space:
+        """Space of one environment's action: integers of any shape."""
+        return spaces.Discrete(self.engine.num_actions)
 
     def _episodes(self, given: list[Any]) -> Any:
         """``options["episodes"]``, one for each environment, as the engine's episodes."""
@@ -129,7 +134,7 @@ class BatchVectorEnv(VectorEnv):
         if not self._begun:
             raise SeggymError("no episode has begun: call reset() before step()")
         resetting = self._ended.copy()
-        actions = torch.as_tensor(actions, device=self.engine.device).long().reshape(self.num_envs)
+        actions = torch.as_tensor(actions, device=self.engine.device).long().reshape(self.action_space.shape or ())
         active = torch.from_numpy(~resetting).to(self.engine.device) if resetting.any() else None
         result = self.engine.step(actions, active)
         self._illegal_actions += result.illegal
@@ -157,7 +162,7 @@ class BatchVectorEnv(VectorEnv):
         info = self._info(result)
         info["final_obs"] = np.full(self.num_envs, None, dtype=object)
         for slot in ended:
-            info["final_obs"][slot] = {key: value[slot] for key, value in final_obs.items()}
+            info["final_obs"][slot] = _of(final_obs, slot)
         mask = np.isin(np.arange(self.num_envs), ended)
         info["final_info"] = {**final_info, **{f"_{key}": mask for key in final_info}}
         info["_final_obs"] = info["_final_info"] = mask
@@ -166,15 +171,19 @@ class BatchVectorEnv(VectorEnv):
     def _info(self, result: Any | None = None) -> dict[str, Any]:
         """Arrays (N, ...): episodes, quality, legal actions and the parts of the reward of the last step."""
         engine = self.engine
-        info: dict[str, Any] = {"action_mask": self._legal().to(torch.int8), **self._report()}
-        info["illegal_actions"] = self._illegal_actions.clone()
+        info: dict[str, Any] = {"action_mask": self._legal().to(torch.int8)} if self._masked else {}
+        info |= self._report()
+        if self._masked:
+            info["illegal_actions"] = self._illegal_actions.clone()
         # Always there, so that the infos of reset and step have the same keys.
         parts = result.parts if result else {name: torch.zeros_like(engine.quality) for name in engine.part_names}
         info["reward_parts"] = {key: self._out(value) for key, value in parts.items()}
         return {key: value if isinstance(value, dict) else self._out(value) for key, value in info.items()}
 
-    def _observe(self) -> dict[str, Any]:
+    def _observe(self) -> Any:
         observation = self.engine.observe()
+        if isinstance(observation, torch.Tensor):
+            return self._out(observation)
         if "action_mask" in observation:
             observation["action_mask"] = self._legal().to(torch.int8)
         return {part: self._out(value) for part, value in observation.items()}
@@ -230,21 +239,20 @@ class BatchEnv(gymnasium.Env):
         self.observation_space = self._batch.single_observation_space
         self.action_space = self._batch.single_action_space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; see the class for ``options``."""
         super().reset(seed=seed)
         self._batch._generators = [self.np_random]
         observation, info = self._batch.reset(options=options)
-        return _first(observation), _first(info)
+        return _of(observation, 0), _of(info, 0)
 
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One action."""
         if self._batch._ended[0]:
             raise SeggymError("the episode has ended (or never begun): call reset() before step()")
-        observation, reward, terminated, truncated, info = self._batch.step(np.asarray(action).reshape(1))
-        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+        actions = np.asarray(action).reshape(1, *(self.action_space.shape or ()))
+        observation, reward, terminated, truncated, info = self._batch.step(actions)
+        return _of(observation, 0), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _of(info, 0)
 
     def action_masks(self) -> np.ndarray:
         """Legal actions, bool (A,), a fresh array; all ones once the episode has ended."""
@@ -256,5 +264,6 @@ class BatchEnv(gymnasium.Env):
         return frames[0] if frames else None
 
 
-def _first(batch: dict[str, Any]) -> dict[str, Any]:
-    return {key: _first(value) if isinstance(value, dict) else value[0] for key, value in batch.items()}
+def _of(batch: Any, slot: int | np.integer) -> Any:
+    """The entry ``slot`` of an array, or of every array in (nested) mappings."""
+    return {key: _of(value, slot) for key, value in batch.items()} if isinstance(batch, dict) else batch[slot]

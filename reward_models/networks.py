@@ -38,6 +38,8 @@ class UNet(nn.Module):
             raise SeggymError(f"option norm of unet is {norm!r}, expected 'batch' or 'group'")
         if not isinstance(in_channels, int) or in_channels < 1:
             raise SeggymError(f"option in_channels of unet is {in_channels!r}, expected a positive integer")
+        # What build_network needs to make another one of its kind.
+        self.options = {"widths": list(widths), "norm": norm, "in_channels": in_channels}
         self.num_features = widths[-1]
         self.stem = conv_block(in_channels, widths[0], norm)
         self.down = nn.ModuleList(
