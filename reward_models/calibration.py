@@ -133,18 +133,18 @@ def fit_temperature(logits: Tensor, correct: Tensor) -> float:
     """
     if not len(logits):
         raise SeggymError("a temperature cannot be fitted to no pixels; validate on images with a foreground")
-    z, y = logits.double().flatten(), correct.double().flatten()
-    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = functional.binary_cross_entropy_with_logits(z / log_t.exp(), y)
-        value.backward()
-        return value
-
+    # Outside of inference mode, where a caller may be, because L-BFGS needs gradients.
     with torch.inference_mode(False), torch.enable_grad():
-        z, y = z.clone(), y.clone()
+        z, y = logits.detach().flatten().clone().double(), correct.flatten().clone().double()
+        log_t = torch.zeros((), dtype=torch.float64, device=z.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = functional.binary_cross_entropy_with_logits(z / log_t.exp(), y)
+            value.backward()
+            return value
+
         optimizer.step(loss)
     return float(log_t.detach().exp().clamp(0.05, 20))
 
