@@ -34,15 +34,15 @@ class Checked:
         """``holder[key]`` of type ``kind``."""
         found = holder.get(key) if isinstance(holder, dict) else None
         if not isinstance(found, kind):
-            state = "is missing" if found is None else f"is a {type(found).__name__}"
+            state = "is missing" if found is None else f"is of type {type(found).__name__}"
             names: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
             raise self.fault(f"{key!r} of {where}", f"{state}, expected {names[kind]}: export the file again")
         return found
 
     def label(self, found: object, where: str) -> str:
         """The name of a class."""
-        if not isinstance(found, str) or not found.strip() or len(found) > MAX_NAME:
-            raise self.fault(where, f"has no class name of 1 to {MAX_NAME} letters: label the object")
+        if not isinstance(found, str) or not found.strip() or len(found) > MAX_NAME or not found.isprintable():
+            raise self.fault(where, f"has no class name of 1 to {MAX_NAME} printable letters: label the object")
         return found
 
     def number(self, found: object, where: str) -> float:

@@ -35,7 +35,7 @@ def parse_labelme(
     for number, entry in enumerate(checked.entry(content, "shapes", list, "the file"), 1):
         where = f"shape {number}"
         if not isinstance(entry, dict):
-            raise checked.fault(where, f"is a {type(entry).__name__}, expected an object: export the file again")
+            raise checked.fault(where, f"is of type {type(entry).__name__}, expected an object: export the file again")
         label = checked.label(entry.get("label"), where)
         group = checked.group(entry.get("group_id"), where)
         key = number if group is None else (label, group)

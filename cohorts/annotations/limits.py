@@ -29,29 +29,29 @@ MAX_NAME = 255  # characters of a class or a file name
 _FORMATS = ("BMP", "JPEG", "PNG", "TIFF")
 
 
-def read_bytes(path: Path, limit: int, what: str = "file") -> bytes:
+def read_bytes(path: Path, limit: int, what: str = "a file") -> bytes:
     """The content of the regular file ``path``, at most ``limit`` bytes; anything else raises :class:`SeggymError`."""
     # Opened first and looked at then: what is looked at is what is read. Without O_NONBLOCK a pipe would block.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if path.is_symlink():
-            raise SeggymError(f"{path} is a symbolic link, expected a {what}; links are not followed: copy it there")
+            raise SeggymError(f"{path} is a symbolic link, expected {what}; links are not followed: copy it there")
         with open(os.open(path, flags), "rb") as file:
             state = os.fstat(file.fileno())
             if not stat.S_ISREG(state.st_mode):
-                raise SeggymError(f"{path} is no regular file, expected a {what}: remove it")
+                raise SeggymError(f"{path} is no regular file, expected {what}: remove it")
             if state.st_size > limit:
                 raise SeggymError(
-                    f"{path} holds {state.st_size:,} bytes, expected a {what} of at most {limit:,}: make it smaller"
+                    f"{path} holds {state.st_size:,} bytes, expected {what} of at most {limit:,}: make it smaller"
                 )
             return file.read(limit + 1)[:limit]
     except OSError as error:
-        raise SeggymError(f"{path} cannot be read ({error.strerror}), expected a {what}: restore it") from None
+        raise SeggymError(f"{path} cannot be read ({error.strerror}), expected {what}: restore it") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``, in UTF-8."""
-    return parse_json_object(read_bytes(path, MAX_TEXT_BYTES, "JSON file"), path)
+    return parse_json_object(read_bytes(path, MAX_TEXT_BYTES, "a JSON file"), path)
 
 
 def parse_json_object(content: bytes, path: Path) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def bare_name(text: object, path: Path, what: str = "the name of its image") -> str:
     """The last part of a path with slashes or backslashes that stands in ``path``; it is compared, never opened."""
     name = PurePosixPath(text.replace("\\", "/")).name if isinstance(text, str) else ""
-    if not name or name == ".." or len(name) > MAX_NAME or any(ord(letter) < 32 for letter in name):
+    if not name or name == ".." or len(name) > MAX_NAME or not name.isprintable():
         raise SeggymError(f"{path} has {_short(text)} as {what}, expected a file name: export it again")
     return name
 
@@ -97,7 +97,7 @@ def _short(found: object) -> str:
 
 def _open_image(path: Path) -> Image.Image:
     """The image in ``path`` with its header read and found harmless."""
-    content = read_bytes(path, MAX_IMAGE_BYTES, "image")
+    content = read_bytes(path, MAX_IMAGE_BYTES, "an image")
     try:
         picture = Image.open(BytesIO(content), formats=_FORMATS)
         pages = getattr(picture, "n_frames", 1)

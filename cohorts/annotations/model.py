@@ -114,11 +114,14 @@ def shape_mask(shape: Shape, height: int, width: int) -> np.ndarray:
 
 
 def outline(shape: Shape) -> np.ndarray:
-    """``shape`` as the corners of a polygon, float64 (k, 2), for formats that know nothing else: a circle has 64."""
+    """``shape`` as the corners of a polygon, float64 (k, 2), for formats that know nothing else: a circle has 64.
+
+    The order in which the corners of a rectangle were given, or where on a circle its point lies, makes no difference.
+    """
     if shape.kind == "polygon":
         return shape.points
     if shape.kind == "rectangle":
-        (left, top), (right, bottom) = shape.points
+        (left, top), (right, bottom) = shape.points.min(0), shape.points.max(0)
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     centre, edge = shape.points
     angles = np.arange(64) * (2 * np.pi / 64)
