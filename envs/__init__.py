@@ -12,6 +12,8 @@ _VOLUME = "seggym.envs.kspace.volumes.environment:KSpaceVolumeEnv"
 _VOLUME_VECTOR = "seggym.envs.kspace.volumes.environment:KSpaceVolumeVectorEnv"
 _SELECTION = "seggym.envs.selection.environment:SelectionEnv"
 _SELECTION_VECTOR = "seggym.envs.selection.environment:SelectionVectorEnv"
+_ADAPTATION = "seggym.envs.adaptation.environment:AdaptationEnv"
+_ADAPTATION_VECTOR = "seggym.envs.adaptation.environment:AdaptationVectorEnv"
 _PHANTOM_SCAN = {"matrix": 128, "crop": 96}
 # What a scanner meets: the echo anywhere near the centre, tilted hearts, either axis, beats out of step.
 _HARD_SCAN = {
@@ -129,6 +131,26 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _SELECTION,
         _SELECTION_VECTOR,
         {"cohort": "images", "size": 32, "learner": "classifier", "metric": "accuracy"},
+    ),
+    # A label map as the action. From one view of the heart to the other.
+    "SegAdapt-CAMUS-v0": (
+        _ADAPTATION,
+        _ADAPTATION_VECTOR,
+        {"cohort": "camus", "size": 128, "source_frames": ["2CH"], "target_frames": ["4CH"]},
+    ),
+    "SegAdapt-ACDC-v0": (
+        _ADAPTATION,
+        _ADAPTATION_VECTOR,
+        {"cohort": "acdc", "size": 96, "spacing": 2.0, "shift": {"kinds": ["gamma", "bias", "blur"], "severity": 3}},
+    ),
+    "SegAdapt-Phantom-v0": (
+        _ADAPTATION,
+        _ADAPTATION_VECTOR,
+        {
+            "cohort": "echo",
+            "size": 64,
+            "shift": {"kinds": ["gain", "gamma", "speckle", "attenuation"], "severity": 3},
+        },
     ),
 }
 

@@ -95,12 +95,12 @@ def _prepare(
     origin: list[tuple[str, str, int, int, int]] = []
     for volume in cohort.volumes(patients):
         depth = len(volume.image)
-        images.append(_regrid(_normalised(volume.image), volume, size, spacing))
-        masks.append(_regrid(volume.label, volume, size, spacing))
+        images.append(regrid(normalised(volume.image), volume, size, spacing))
+        masks.append(regrid(volume.label, volume, size, spacing))
         if scribbles:
             assert volume.scribble is not None
             drawn.append(
-                _regrid(
+                regrid(
                     np.where(volume.scribble == cohort.scribble_ignore, UNLABELLED, volume.scribble).astype(np.uint8),
                     volume,
                     size,
@@ -125,13 +125,13 @@ def _prepare(
     )
 
 
-def _normalised(image: np.ndarray) -> np.ndarray:
+def normalised(image: np.ndarray) -> np.ndarray:
     """``image`` cut off at the 99th percentile and scaled to [0, 1]; a flat one is zeros."""
     low, high = float(image.min()), float(np.percentile(image, _CLIP_PERCENTILE))
     return ((np.clip(image, low, high) - low) / max(high - low, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def _regrid(array: np.ndarray, volume: Volume, size: int, spacing: float | None, outside: int | None = None) -> Tensor:
+def regrid(array: np.ndarray, volume: Volume, size: int, spacing: float | None, outside: int | None = None) -> Tensor:
     """(Z, Y, X) on the grid of ``size`` x ``size``: float images are interpolated, labels take the nearest."""
     values = torch.from_numpy(np.ascontiguousarray(array))
     rows, columns = values.shape[-2:]

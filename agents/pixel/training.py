@@ -17,8 +17,9 @@ from seggym.agents.pixel.settings import PixelSettings
 from seggym.agents.vec_env import BatchedVecEnv
 from seggym.envs.adaptation.engine import AdaptationEngine
 from seggym.envs.adaptation.environment import AdaptationVectorEnv
-from seggym.envs.adaptation.rewards import OracleReward, RewardMap
+from seggym.envs.adaptation.rewards import OracleReward
 from seggym.errors import SeggymError
+from seggym.reward_models.error_net import RewardMap
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.networks import UNet
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seggym.envs.adaptation.rewards import OracleReward, RewardMap
+from seggym.envs.adaptation.rewards import OracleReward
 from seggym.envs.batched import StepResult
 from seggym.errors import SeggymError
 from seggym.kspace.keyed_random import uniform
+from seggym.reward_models.error_net import RewardMap
 from seggym.reward_models.metrics import dice_per_class, encode_truth
 
 # Streams of an episode's key; part of the definition of an episode.

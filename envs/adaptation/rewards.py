@@ -1,10 +1,10 @@
 """Rewards of a label map, as maps: for every pixel how right its label is, float32 (n, H, W) in [0, 1].
 
-A learned reward knows images and label maps; the oracle of this module knows the truth.
+A learned one, a :class:`~seggym.reward_models.error_net.RewardMap`, knows images and label maps; the oracle of this
+module knows the truth.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,14 +13,6 @@ from seggym.errors import SeggymError
 from seggym.reward_models.metrics import encode_truth, hard_overlap, overlap_quality
 
 ORACLES = ("accuracy", "dice")
-
-
-class RewardMap(Protocol):
-    """P(the label of a pixel is correct), from an image and a label map."""
-
-    def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Images float32 (n, 1, H, W), masks integer (n, H, W): float32 (n, H, W)."""
-        ...
 
 
 @dataclass(frozen=True)
