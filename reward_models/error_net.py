@@ -31,7 +31,8 @@ class ErrorNet(nn.Module):
 
     Images are given zero mean and unit standard deviation each, so gain and offset do not matter. ``class_names`` are
     those of the masks, the background first; ``temperature`` divides the logits (1 until it is fitted); ``patients``
-    are those that it was trained on, ``metrics`` what validation said.
+    are those that it was trained on, ``labelled`` those of them whose labels it was trained on (the masks of the others
+    were a policy's), ``metrics`` what validation said.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ErrorNet(nn.Module):
         self.class_names, self.widths, self.temperature = tuple(class_names), tuple(widths), temperature
         self.network = UNet(1, widths, norm="group", in_channels=1 + len(class_names))
         self.patients: tuple[str, ...] = ()
+        self.labelled: tuple[str, ...] = ()
         self.metrics: dict[str, Any] = {}
 
     def logits(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -49,11 +51,7 @@ class ErrorNet(nn.Module):
 
     def inputs(self, images: Tensor, masks: Tensor) -> Tensor:
         """Normalised image and one-hot mask, float32 (n, 1 + K, H, W)."""
-        if images.ndim != 4 or images.shape[1] != 1 or masks.shape != (len(images), *images.shape[2:]):
-            raise SeggymError(
-                f"an error net takes images (n, 1, H, W) and masks (n, H, W), found {tuple(images.shape)} and "
-                f"{tuple(masks.shape)}"
-            )
+        self._check(images, masks)
         labels = torch.arange(len(self.class_names), device=masks.device).to(masks.dtype)
         one_hot = (masks[:, None] == labels[:, None, None]).to(images.dtype)
         return torch.cat([normalise(images[:, 0]).to(images.dtype), one_hot], 1)
@@ -61,6 +59,7 @@ class ErrorNet(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
         """The reward map: P(label correct) float32 (n, H, W), without gradients. Sides are padded to what fits."""
+        self._check(images, masks)
         step = 2 ** (len(self.widths) - 1)
         height, width = images.shape[-2:]
         if height % step or width % step:
@@ -71,6 +70,14 @@ class ErrorNet(nn.Module):
         parts = zip(images.split(_BATCH), masks.split(_BATCH), strict=True)
         reward = torch.cat([(self.logits(*part) / self.temperature).sigmoid() for part in parts])
         return reward[:, :height, :width].float()
+
+    @staticmethod
+    def _check(images: Tensor, masks: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 1 or masks.shape != (len(images), *images.shape[2:]):
+            raise SeggymError(
+                f"an error net takes images (n, 1, H, W) and masks (n, H, W), found {tuple(images.shape)} and "
+                f"{tuple(masks.shape)}; bring them to one size and one channel"
+            )
 
     def require_classes(self, class_names: Sequence[str]) -> None:
         """Raise :class:`SeggymError` unless masks of ``class_names`` are what it was trained on, by their number."""
@@ -99,7 +106,12 @@ class ErrorNet(nn.Module):
             patients=sorted(self.patients),
             cohort=cohort,
             fingerprint=fingerprint,
-            metrics={**self.metrics, **(metrics or {}), "temperature": self.temperature},
+            metrics={
+                **self.metrics,
+                **(metrics or {}),
+                "temperature": self.temperature,
+                "labelled": sorted(self.labelled),
+            },
         )
         return save_network(folder, self.network, card)
 
@@ -118,5 +130,7 @@ def load_error_net(folder: str | os.PathLike[str]) -> ErrorNet:
     net = ErrorNet(card.class_names, card.options["widths"], temperature)
     net.network = network
     net.patients = tuple(card.patients)
-    net.metrics = {key: value for key, value in card.metrics.items() if key != "temperature"}
+    # An older or foreign card does not say whose labels it saw: then it may have seen all.
+    net.labelled = tuple(card.metrics.get("labelled", card.patients))
+    net.metrics = {key: value for key, value in card.metrics.items() if key not in ("temperature", "labelled")}
     return net.eval().requires_grad_(False)

@@ -121,7 +121,9 @@ def train_error_net(
     net.eval().requires_grad_(False)
     _calibrate(net, held_out, device)
     net.to("cpu")
-    net.patients = tuple(sorted(set(train.patients)))
+    net.patients = tuple(sorted(set(dataset.patients)))
+    labelled = {p for p, origin in zip(dataset.patients, dataset.origins, strict=True) if origin == "labels"}
+    net.labelled = tuple(sorted(labelled))
     net.metrics.update(loss=best, settings=_plain(settings), pairs=len(train), validation_pairs=len(val))
     return net
 

@@ -26,7 +26,9 @@ HEAD = "dataset.json"
 INDEX = "index.csv"
 FORMS = ("npz", "nifti")
 _FOLDERS = ("images", "gt", "pred")
-_COLUMNS = ["pair", "item", "name", "patient", "kind"]
+_COLUMNS = ["pair", "item", "name", "patient", "origin", "kind"]
+ORIGINS = ("labels", "policy", "correction")
+"""Where the truth of an image comes from: somebody's labels, a valid mask of the policy, or a corrected one."""
 # Images in a shard; a damaged one is found by its hash and loses so many.
 _SHARD = 256
 _ADVICE = "build the reward pairs again"
@@ -50,15 +52,17 @@ class RewardPair(NamedTuple):
 class RewardDataset:
     """n images with their masks, and p predictions of them.
 
-    ``images`` float32 (n, 1, H, W) in [0, 1]; ``truths`` uint8 (n, H, W); ``names`` (unique) and ``patients`` of the
-    images; ``predictions`` uint8 (p, H, W) of the images ``items`` int64 (p,), and the ``kinds`` of them. Label values
-    are those of ``class_names``, the background first. Raises :class:`SeggymError` where these do not fit together.
+    ``images`` float32 (n, 1, H, W) in [0, 1]; ``truths`` uint8 (n, H, W); ``names`` (unique), ``patients`` and
+    ``origins`` (:data:`ORIGINS`) of the images; ``predictions`` uint8 (p, H, W) of the images ``items`` int64 (p,), and
+    the ``kinds`` of them. Label values are those of ``class_names``, the background first. Raises
+    :class:`SeggymError` where these do not fit together.
     """
 
     images: Tensor
     truths: Tensor
     names: tuple[str, ...]
     patients: tuple[str, ...]
+    origins: tuple[str, ...]
     predictions: Tensor
     items: Tensor
     kinds: tuple[str, ...]
@@ -77,11 +81,13 @@ class RewardDataset:
             found = tuple(getattr(self, name).shape)
             if found != shape:
                 raise SeggymError(f"reward pairs: {name} are {found}, expected {shape}; {_ADVICE}")
-        if len(self.patients) != count or len(set(self.names)) != count:
+        if not len(self.patients) == len(self.origins) == len(set(self.names)) == count:
             raise SeggymError(
-                f"reward pairs: {count} images have {len(self.patients)} patients and {len(set(self.names))} different "
-                f"names, expected {count} of each; {_ADVICE}"
+                f"reward pairs: {count} images have {len(self.patients)} patients, {len(self.origins)} origins and "
+                f"{len(set(self.names))} different names, expected {count} of each; {_ADVICE}"
             )
+        if not set(self.origins) <= set(ORIGINS):
+            raise SeggymError(f"reward pairs: origins {sorted(set(self.origins))}, expected {', '.join(ORIGINS)}")
         if not count or not pairs:
             raise SeggymError(
                 "reward pairs: there are none; take more images, or loosen the rules, or let a corrector mend them"
@@ -125,6 +131,7 @@ class RewardDataset:
             self.truths[there],
             tuple(self.names[item] for item in images),
             tuple(self.patients[item] for item in images),
+            tuple(self.origins[item] for item in images),
             self.predictions[kept],
             (there.cumsum(0) - 1)[self.items[kept]],
             tuple(self.kinds[pair] for pair in kept.nonzero()[:, 0].tolist()),
@@ -167,7 +174,7 @@ class RewardDataset:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(_COLUMNS)
         for pair, (item, kind) in enumerate(zip(self.items.tolist(), self.kinds, strict=True)):
-            table.writerow([pair, item, self.names[item], self.patients[item], kind])
+            table.writerow([pair, item, self.names[item], self.patients[item], self.origins[item], kind])
         return write_atomic(folder / INDEX, text.getvalue().encode())
 
     def _write_shards(self, folder: Path) -> list[Path]:
@@ -206,7 +213,7 @@ def load_reward_dataset(folder: str | os.PathLike[str]) -> RewardDataset:
     if INDEX not in contents:
         raise SeggymError(f"{folder / HEAD} lists no {INDEX}; {_ADVICE}")
     rows = _read_index(folder / INDEX, contents.pop(INDEX), head["pairs"])
-    named = {int(row["item"]): (row["name"], row["patient"]) for row in rows}
+    named = {int(row["item"]): (row["name"], row["patient"], row["origin"]) for row in rows}
     if sorted(named) != list(range(head["images"])):
         raise SeggymError(
             f"{folder / INDEX} names {len(named)} images, {folder / HEAD} says {head['images']}; {_ADVICE}"
@@ -214,12 +221,13 @@ def load_reward_dataset(folder: str | os.PathLike[str]) -> RewardDataset:
     items = torch.tensor([int(row["item"]) for row in rows])
     read = _read_shards if head["form"] == "npz" else _read_nifti
     images, truths, predictions = read(folder, contents, items, len(named))
-    names, patients = zip(*(named[item] for item in sorted(named)), strict=True)
+    names, patients, origins = zip(*(named[item] for item in sorted(named)), strict=True)
     return RewardDataset(
         torch.from_numpy(images)[:, None],
         torch.from_numpy(truths),
         names,
         patients,
+        origins,
         torch.from_numpy(predictions),
         items,
         tuple(row["kind"] for row in rows),
@@ -242,6 +250,7 @@ def join_reward_datasets(datasets: Sequence[RewardDataset]) -> RewardDataset:
         torch.cat([dataset.truths for dataset in datasets]),
         tuple(name for dataset in datasets for name in dataset.names),
         tuple(patient for dataset in datasets for patient in dataset.patients),
+        tuple(origin for dataset in datasets for origin in dataset.origins),
         torch.cat([dataset.predictions for dataset in datasets]),
         torch.cat([dataset.items + start for dataset, start in zip(datasets, starts, strict=False)]),
         tuple(kind for dataset in datasets for kind in dataset.kinds),

@@ -119,9 +119,10 @@ def build_reward_pairs(
     greedy = logits.argmax(1).to(torch.uint8)
     if truths is None:
         truth, gold, kept = _believed(greedy, corrector, rules, settings)
+        origins = ["policy" if golden else "correction" for golden in gold.tolist()]
     else:
         truth, gold = truths.to(torch.uint8), torch.ones(len(images), dtype=torch.bool)
-        kept = gold
+        kept, origins = gold, ["labels"] * len(images)
     if not bool(kept.any()):
         raise SeggymError(
             f"no reward pair results from {len(images)} images: none of the policy's masks is valid and no correction "
@@ -136,6 +137,7 @@ def build_reward_pairs(
         picked.truths,
         tuple(names[item] for item in chosen.tolist()),
         tuple(owners),
+        tuple(origins[item] for item in chosen.tolist()),
         torch.cat([masks for _, _, masks in found]),
         torch.cat([items for _, items, _ in found]),
         tuple(kind for kind, items, _ in found for _ in range(len(items))),

@@ -22,6 +22,7 @@ def dataset(count=6, prefix="", seed=0):
         truths,
         tuple(prefix + name for name in names),
         tuple(prefix + patient for patient in patients),
+        ("labels", "policy", "correction", *("labels",) * (count - 3)),
         torch.cat([truths, truths.roll(1, 0)]),
         torch.arange(count).repeat(2),
         ("identity",) * count + ("swap",) * count,
@@ -32,7 +33,7 @@ def dataset(count=6, prefix="", seed=0):
 def assert_equal(first, second):
     for name in ("images", "truths", "predictions", "items"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-    for name in ("names", "patients", "kinds", "class_names"):
+    for name in ("names", "patients", "origins", "kinds", "class_names"):
         assert getattr(first, name) == getattr(second, name)
 
 
