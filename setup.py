@@ -6,12 +6,15 @@ FLOORS = [
     "agents",
     "agents.al",
     "agents.algorithms",
+    "agents.maskal",
     "agents.pixel",
     "agents.rllib",
     "agents.strategies",
     "configs",
+    "configs.maskal",
     "configs.selection",
     "cohorts",
+    "cohorts.validity",
     "cohorts.annotations",
     "envs",
     "envs.adaptation",
@@ -21,6 +24,7 @@ FLOORS = [
     "kspace",
     "kspace.reconstruction",
     "reward_models",
+    "reward_models.instances",
 ]
 
 PHANTOM_MODELS = ["phantom", "phantom_hard", "phantom_radial", "phantom_points", "phantom_encoder"]
@@ -31,6 +35,8 @@ setup(
     package_data={
         "seggym": ["py.typed"],
         "seggym.configs": ["*.yaml", "*/*.yaml"],
+        "seggym.cohorts.validity": ["*.yaml"],
+        "seggym.configs.maskal": ["*.yaml"],
         "seggym.configs.selection": ["*.yaml", "*/*.yaml"],
         "seggym.reward_models": [f"{name}/{depth}" for name in PHANTOM_MODELS for depth in ("*", "*/*")],
     },

@@ -1,0 +1,1 @@
+"""Anatomical validity of a label map: measures, and rules that bound them, as data."""
