@@ -108,11 +108,11 @@ def pool_regions(features: Tensor, boxes: Tensor, size: int, stride: float) -> T
     found = functional.grid_sample(
         features, grid.view(count, regions * size, size, 2).to(features), padding_mode="border", align_corners=False
     )
-    return found.view(count, -1, regions, size, size).transpose(1, 2)
+    return found.view(count, features.shape[1], regions, size, size).transpose(1, 2)
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """``masks`` bool (n, H, W) within ``boxes`` (n, 4), float32 (n, size, size), as :func:`pool_regions` samples them."""
+    """What :func:`pool_regions` samples of ``masks`` bool (n, H, W) in ``boxes`` (n, 4): float32 (n, size, size)."""
     return pool_regions(masks[:, None].float(), boxes[:, None], size, 1.0)[:, 0, 0]
 
 
