@@ -152,11 +152,11 @@ def _deal_two(settings: DomainSettings, source: Cohort, target: Cohort) -> dict[
     common = sorted(source.groups.keys() & target.groups.keys())
     sided = make_split({name: source.groups[name] for name in common}, (0.5, 0.5, 0.0), settings.domain_seed)
     ours = {name: group for name, group in source.groups.items() if name not in set(sided.val) | source.official_test}
-    theirs = replace(target, groups={name: group for name, group in target.groups.items() if name not in sided.train})
     theirs = replace(
-        theirs,
-        official_test=theirs.official_test & theirs.groups.keys(),
-        official_val=theirs.official_val & theirs.groups.keys(),
+        target,
+        groups={name: group for name, group in target.groups.items() if name not in sided.train},
+        official_test=target.official_test - set(sided.train),
+        official_val=target.official_val - set(sided.train),
     )
     first = _deal(ours, {role: shares[role] for role in ROLES[:2]}, settings.domain_seed)
     alone = replace(settings, fractions=[0.0, 0.0, *settings.fractions[2:]])
@@ -165,7 +165,7 @@ def _deal_two(settings: DomainSettings, source: Cohort, target: Cohort) -> dict[
 
 def _deal(groups: Mapping[str, str], shares: Mapping[str, float], seed: int) -> dict[str, tuple[str, ...]]:
     """Deal the patients of ``groups`` to roles in proportion to their ``shares``, each group in proportion."""
-    dealt: dict[str, tuple[str, ...]] = dict.fromkeys(ROLES, ())
+    dealt: dict[str, tuple[str, ...]] = dict.fromkeys(shares, ())
     sides = [[role for role in shares if role.startswith(side) and shares[role] > 0] for side in ("source", "target")]
     weights = [sum(shares[role] for role in side) for side in sides]
     total = sum(weights)
