@@ -126,8 +126,8 @@ def _files(root: Path) -> list[Path]:
             (links if path.is_symlink() else found).append(path)
     if links:
         raise SeggymError(
-            f"{links[0]} and {len(links) - 1} more are symbolic links, expected files in {root}; links are not "
-            "followed: copy or move what they point to"
+            f"{root} holds {len(links)} symbolic links ({links[0].name}, ...), expected files; links are not followed: "
+            "copy or move what they point to"
         )
     return found
 
