@@ -29,6 +29,8 @@ class RewardMap(Protocol):
 class ErrorNet(nn.Module):
     """A U-Net with group norm on the image and the one-hot mask, and one temperature.
 
+    It has an output per class, not one for "correct": what it says is which label a pixel should have, given image and
+    mask, and P(correct) is what that leaves for the label that it has. So an error teaches it the right label too.
     Images are given zero mean and unit standard deviation each, so gain and offset do not matter. ``class_names`` are
     those of the masks, the background first; ``temperature`` divides the logits (1 until it is fitted); ``patients``
     are those that it was trained on, ``labelled`` those of them whose labels it was trained on (the masks of the others
@@ -40,14 +42,23 @@ class ErrorNet(nn.Module):
     ) -> None:
         super().__init__()
         self.class_names, self.widths, self.temperature = tuple(class_names), tuple(widths), temperature
-        self.network = UNet(1, widths, norm="group", in_channels=1 + len(class_names))
+        self.network = UNet(len(class_names), widths, norm="group", in_channels=1 + len(class_names))
         self.patients: tuple[str, ...] = ()
         self.labelled: tuple[str, ...] = ()
         self.metrics: dict[str, Any] = {}
 
     def logits(self, images: Tensor, masks: Tensor) -> Tensor:
-        """What the network says before the temperature, (n, H, W): the logit of being correct."""
-        return self.network(self.inputs(images, masks))[0][:, 0]
+        """The logit of being correct before the temperature, (n, H, W): ln P(label) - ln P(any other)."""
+        return log_odds(self.label_logits(images, masks), masks)
+
+    def label_logits(self, images: Tensor, masks: Tensor) -> Tensor:
+        """What the network takes for the true label, (n, K, H, W) before a softmax."""
+        inputs = self.inputs(images, masks)
+        height, width = inputs.shape[-2:]
+        step = 2 ** (len(self.widths) - 1)
+        # Sides are padded to what the levels of the network can halve, with what lies at the border.
+        padded = functional.pad(inputs, (0, -width % step, 0, -height % step), mode="replicate")
+        return self.network(padded)[0][..., :height, :width]
 
     def inputs(self, images: Tensor, masks: Tensor) -> Tensor:
         """Normalised image and one-hot mask, float32 (n, 1 + K, H, W)."""
@@ -58,18 +69,10 @@ class ErrorNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
-        """The reward map: P(label correct) float32 (n, H, W), without gradients. Sides are padded to what fits."""
+        """The reward map: P(label correct) float32 (n, H, W), without gradients."""
         self._check(images, masks)
-        step = 2 ** (len(self.widths) - 1)
-        height, width = images.shape[-2:]
-        if height % step or width % step:
-            # Repeats the border; the image is normalised with it.
-            padding = (0, -width % step, 0, -height % step)
-            images = functional.pad(images, padding, mode="replicate")
-            masks = functional.pad(masks[:, None].float(), padding, mode="replicate")[:, 0].to(masks.dtype)
         parts = zip(images.split(_BATCH), masks.split(_BATCH), strict=True)
-        reward = torch.cat([(self.logits(*part) / self.temperature).sigmoid() for part in parts])
-        return reward[:, :height, :width].float()
+        return torch.cat([(self.logits(*part) / self.temperature).sigmoid().float() for part in parts])
 
     @staticmethod
     def _check(images: Tensor, masks: Tensor) -> None:
@@ -99,7 +102,7 @@ class ErrorNet(nn.Module):
         card = ModelCard(
             architecture="unet",
             options={"widths": list(self.widths), "norm": "group", "in_channels": 1 + len(self.class_names)},
-            num_outputs=1,
+            num_outputs=len(self.class_names),
             class_names=list(self.class_names),
             task=ERRORS,
             crop=size,
@@ -116,11 +119,18 @@ class ErrorNet(nn.Module):
         return save_network(folder, self.network, card)
 
 
+def log_odds(label_logits: Tensor, masks: Tensor) -> Tensor:
+    """Logit of the softmax probability of each label of ``masks`` (n, H, W), of logits (n, K, H, W): (n, H, W)."""
+    own = masks.long()[:, None]
+    others = label_logits.scatter(1, own, -torch.inf).logsumexp(1)
+    return label_logits.gather(1, own)[:, 0] - others
+
+
 def load_error_net(folder: str | os.PathLike[str]) -> ErrorNet:
     """The error net in ``folder``, on the CPU, frozen. Raises :class:`SeggymError` for anything else."""
     network, card = load_network(folder)
     temperature = card.metrics.get("temperature")
-    fits = card.task == ERRORS and isinstance(network, UNet)
+    fits = card.task == ERRORS and isinstance(network, UNet) and card.num_outputs == len(card.class_names)
     if not fits or not isinstance(temperature, float) or not temperature > 0:
         raise SeggymError(
             f"{Path(folder) / CARD} has task {card.task} and temperature {temperature}, expected an error net: task "

@@ -1,9 +1,10 @@
 """Training of an error net on reward pairs, and the temperature that calibrates it.
 
-What is known to make it good with few images: predictions drawn anew at every iteration (distortions of the true mask
-that were never stored), images changed in intensity and mirrored, and a loss that looks at the boundary. The weights of
-the loss depend on the *input* mask alone, never on the truth: a weight that is a function of the input leaves
-P(correct | input) the optimum, a weight on errors would make the net pessimistic and spoil its calibration.
+What makes it good with few images: the true label is learned beside P(correct) (this matters most), predictions are
+drawn anew at every iteration (distortions of the true mask that were never stored), images are changed in intensity and
+mirrored, and the loss looks at the boundary. The weights of the loss depend on the *input* mask alone, never on the
+truth: a weight that is a function of the input leaves P(correct | input) the optimum, a weight on errors would make the
+net pessimistic and spoil its calibration.
 """
 
 import copy
@@ -20,7 +21,7 @@ from torch.nn import functional
 from seggym.errors import SeggymError
 from seggym.reward_models import distortions
 from seggym.reward_models.calibration import BAND, boundary_band, fit_temperature, score_pixels, scored_region
-from seggym.reward_models.error_net import ErrorNet
+from seggym.reward_models.error_net import ErrorNet, log_odds
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.reward_dataset import RewardDataset
 
@@ -35,10 +36,11 @@ class ErrorNetSettings:
 
     ``iterations`` of AdamW on ``batch`` pairs, the rate rising to ``learning_rate`` and falling again; ``widths`` of
     the U-Net. The loss of a pixel has weight 1, plus ``foreground_weight`` in the predicted foreground, plus
-    ``boundary_weight`` within five pixels of the prediction's boundaries. ``fresh`` is the share of a batch whose
-    prediction is a new distortion of the truth. ``flip`` mirrors left and right, ``intensity`` (0 to 1) is the strength
-    of random changes of contrast, gamma, noise, blur and bias. ``validation`` is the share of patients that choose the
-    best weights (every ``validate_every`` iterations) and fit the temperature.
+    ``boundary_weight`` within five pixels of the prediction's boundaries. It is the cross-entropy of being correct,
+    plus ``label_weight`` times that of the true label. ``fresh`` is the share of a batch whose prediction is a new
+    distortion of the truth. ``flip`` mirrors left and right, ``intensity`` (0 to 1) is the strength of random changes
+    of gamma, gain over the image, sharpness and noise. ``validation`` is the share of patients that choose the best
+    weights (every ``validate_every`` iterations) and fit the temperature.
     """
 
     iterations: int = 600
@@ -48,6 +50,7 @@ class ErrorNetSettings:
     widths: Sequence[int] = (16, 32, 64, 128)
     foreground_weight: float = 1.0
     boundary_weight: float = 3.0
+    label_weight: float = 1.0
     fresh: float = 0.25
     flip: bool = True
     intensity: float = 0.5
@@ -64,11 +67,9 @@ class ErrorNetSettings:
             )
         if not 0 <= self.fresh <= 1 or not 0 <= self.intensity <= 1:
             raise SeggymError(f"error net: fresh={self.fresh} and intensity={self.intensity} must lie in 0 to 1")
-        if min(self.foreground_weight, self.boundary_weight) < 0:
-            raise SeggymError(
-                f"error net: foreground_weight={self.foreground_weight} and boundary_weight={self.boundary_weight} "
-                "must not be negative"
-            )
+        for name in ("foreground_weight", "boundary_weight", "label_weight"):
+            if getattr(self, name) < 0:
+                raise SeggymError(f"error net: {name}={getattr(self, name)} must not be negative")
 
 
 def train_error_net(
@@ -104,7 +105,7 @@ def train_error_net(
     best, best_state = math.inf, copy.deepcopy(net.state_dict())
     for number in range(1, settings.iterations + 1):
         images, truths, predictions = batches.draw()
-        loss = weighted_bce(net.logits(images, predictions), predictions, predictions == truths, settings)
+        loss = error_loss(net.label_logits(images, predictions), predictions, truths, settings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -128,15 +129,32 @@ def train_error_net(
     return net
 
 
+def error_loss(label_logits: Tensor, predictions: Tensor, truths: Tensor, settings: ErrorNetSettings) -> Tensor:
+    """:func:`weighted_bce` of being correct, and the cross-entropy of ``truths``, with the same weights."""
+    logits = log_odds(label_logits, predictions)
+    loss = weighted_bce(logits, predictions, predictions == truths, settings)
+    if settings.label_weight:
+        weights = pixel_weights(predictions, settings)
+        labels = functional.cross_entropy(label_logits, truths.long(), reduction="none")
+        loss = loss + settings.label_weight * (labels * weights).sum() / weights.sum()
+    return loss
+
+
 def weighted_bce(logits: Tensor, predictions: Tensor, correct: Tensor, settings: ErrorNetSettings) -> Tensor:
-    """Binary cross-entropy of ``logits`` (n, H, W) with ``correct`` bool, weighted by where ``predictions`` are."""
-    weights = torch.ones_like(logits)
+    """Binary cross-entropy of ``logits`` (n, H, W) with ``correct`` bool, weighted by :func:`pixel_weights`."""
+    weights = pixel_weights(predictions, settings)
+    losses = functional.binary_cross_entropy_with_logits(logits, correct.to(logits.dtype), reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def pixel_weights(predictions: Tensor, settings: ErrorNetSettings) -> Tensor:
+    """How much each pixel counts, float32 (n, H, W): a function of ``predictions`` (n, H, W) alone."""
+    weights = torch.ones(predictions.shape, device=predictions.device)
     if settings.foreground_weight:
         weights = weights + settings.foreground_weight * (predictions > 0)
     if settings.boundary_weight:
         weights = weights + settings.boundary_weight * boundary_band(predictions, BAND)
-    losses = functional.binary_cross_entropy_with_logits(logits, correct.to(logits.dtype), reduction="none")
-    return (losses * weights).sum() / weights.sum()
+    return weights
 
 
 class _Pairs(NamedTuple):

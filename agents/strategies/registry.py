@@ -5,6 +5,7 @@ from typing import Any, get_type_hints
 
 from seggym.agents.strategies.adapter import SkactivemlStrategy
 from seggym.agents.strategies.coverage import KCenter, ProbCover, TypiClust
+from seggym.agents.strategies.error_net import ErrorNetUncertainty
 from seggym.agents.strategies.learned import VAAL, CoreCLR, CoreGCN
 from seggym.agents.strategies.metadata import EvenlySpaced, MetadataKCenter, PatientStratified
 from seggym.agents.strategies.naming import nearest
@@ -18,7 +19,7 @@ from seggym.errors import SeggymError
 _KINDS: tuple[type[Strategy], ...] = (
     *(Random, ForegroundRandom, PredictedForegroundRandom),
     *UNCERTAINTIES.values(),
-    *(StochasticBatches, ClaspPE, KCenter, CoreCLR, CoreGCN, VAAL, TypiClust, ProbCover),
+    *(ErrorNetUncertainty, StochasticBatches, ClaspPE, KCenter, CoreCLR, CoreGCN, VAAL, TypiClust, ProbCover),
     *(PatientStratified, EvenlySpaced, MetadataKCenter, Greedy, LabelGreedy, SkactivemlStrategy),
 )
 STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in _KINDS}

@@ -11,8 +11,8 @@ from seggym.errors import SeggymError
 from seggym.reward_models import error_training
 from seggym.reward_models.calibration import boundary_band, score_pixels
 from seggym.reward_models.checkpoints import CARD, WEIGHTS, save_network
-from seggym.reward_models.error_net import ErrorNet, load_error_net
-from seggym.reward_models.error_training import ErrorNetSettings, train_error_net, weighted_bce
+from seggym.reward_models.error_net import ErrorNet, load_error_net, log_odds
+from seggym.reward_models.error_training import ErrorNetSettings, error_loss, train_error_net, weighted_bce
 from seggym.reward_models.reward_pairs import PairSettings, build_reward_pairs, policy_logits
 
 SHORT = ErrorNetSettings(iterations=120, widths=(8, 16), validate_every=40, learning_rate=5e-3)
@@ -81,14 +81,27 @@ def test_gain_and_offset_of_an_image_do_not_matter(net, pairs):
     assert torch.allclose(net(images, masks), net(0.4 * images + 0.2, masks), atol=1e-3)
 
 
+def test_the_probability_of_a_label_by_hand():
+    """Softmax of the labels, read off at the mask."""
+    label_logits = 3 * torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    masks = torch.randint(0, 4, (2, 5, 5), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    probabilities = label_logits.softmax(1)
+    expected = sum(torch.where(masks == label, probabilities[:, label], 0) for label in range(4))
+    assert torch.allclose(log_odds(label_logits, masks).sigmoid(), expected, atol=1e-6)
+    sure = torch.tensor([400.0, 0, 0, 0]).view(1, 4, 1, 1)
+    assert float(log_odds(sure, torch.ones(1, 1, 1))) == pytest.approx(-400, abs=1)
+
+
 def test_masks_are_categories_not_numbers(pairs):
-    """A net on integer labels would see class 2 as twice class 1; swapping the weights of classes swaps the answer."""
+    """On integer labels class 2 would be twice class 1; here, classes swapped in the weights are swapped in masks."""
     net = ErrorNet(NAMES, (4, 8)).eval()
     other = ErrorNet(NAMES, (4, 8)).eval()
     other.load_state_dict(net.state_dict())
     weights = other.network.stem[0].weight
     with torch.no_grad():
-        weights[:, [2, 3]] = weights[:, [3, 2]]
+        weights[:, [2, 3]] = weights[:, [3, 2]].clone()
+        for parameter in other.network.head.parameters():
+            parameter[[1, 2]] = parameter[[2, 1]].clone()
     masks = pairs.truths[:2]
     swapped = torch.tensor([0, 2, 1], dtype=torch.uint8)[masks.long()]
     assert torch.allclose(net(pairs.images[:2], masks), other(pairs.images[:2], swapped), atol=1e-6)
@@ -116,6 +129,10 @@ def test_the_loss_by_hand():
     losses = functional.binary_cross_entropy(logits.sigmoid(), correct.float(), reduction="none")
     expected = float((weights * losses).sum() / weights.sum())
     assert float(weighted_bce(logits, predictions, correct, settings)) == pytest.approx(expected, rel=1e-5)
+    # Of two classes the label says no more than whether the mask is correct.
+    label_logits = torch.stack([torch.zeros_like(logits), torch.where(predictions > 0, logits, -logits)], 1)
+    truths = torch.where(correct, predictions, 1 - predictions)
+    assert float(error_loss(label_logits, predictions, truths, settings)) == pytest.approx(2 * expected, rel=1e-5)
 
 
 def test_files(net, pairs, tmp_path):

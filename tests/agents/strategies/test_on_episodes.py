@@ -14,7 +14,12 @@ from seggym.errors import SeggymError
 from seggym.reward_models.learners import ScoredSet
 from seggym.reward_models.probe import ProbeLearner, position_features
 
-QUICK = {"coreclr": {"steps": 2, "size": 16}, "vaal": {"steps": 2, "size": 8}, "coregcn": {"epochs": 5}}
+QUICK = {
+    "coreclr": {"steps": 2, "size": 16},
+    "vaal": {"steps": 2, "size": 8},
+    "coregcn": {"epochs": 5},
+    "error_net": {"iterations": 2},
+}
 POOL, SIZE = 40, 32
 
 

@@ -11,7 +11,12 @@ from seggym.agents.strategies.privileged import balanced_error
 from seggym.agents.strategies.strategy import choose_best, strata
 from seggym.errors import SeggymError
 
-QUICK = {"coreclr": {"steps": 2, "size": 16}, "vaal": {"steps": 2, "size": 8}, "coregcn": {"epochs": 5}}
+QUICK = {
+    "coreclr": {"steps": 2, "size": 16},
+    "vaal": {"steps": 2, "size": 8},
+    "coregcn": {"epochs": 5},
+    "error_net": {"iterations": 2},
+}
 NAMES = sorted(STRATEGIES)
 
 
