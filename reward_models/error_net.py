@@ -34,7 +34,7 @@ class ErrorNet(nn.Module):
     Images are given zero mean and unit standard deviation each, so gain and offset do not matter. ``class_names`` are
     those of the masks, the background first; ``temperature`` divides the logits (1 until it is fitted); ``patients``
     are those that it was trained on, ``labelled`` those of them whose labels it was trained on (the masks of the others
-    were a policy's), ``metrics`` what validation said.
+    were a policy's), ``cohort`` whose patients they are where a file says it, ``metrics`` what validation said.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class ErrorNet(nn.Module):
         self.network = UNet(len(class_names), widths, norm="group", in_channels=1 + len(class_names))
         self.patients: tuple[str, ...] = ()
         self.labelled: tuple[str, ...] = ()
+        self.cohort = ""
         self.metrics: dict[str, Any] = {}
 
     def logits(self, images: Tensor, masks: Tensor) -> Tensor:
@@ -119,6 +120,19 @@ class ErrorNet(nn.Module):
         return save_network(folder, self.network, card)
 
 
+def expected_dice(reward: Tensor, masks: Tensor) -> Tensor:
+    """The Dice that a reward map float (n, H, W) expects of the foreground of ``masks`` integer (n, H, W): (n,).
+
+    Of R the sum of the reward over the foreground, F its area and M the sum of 1 - reward over the background, what is
+    expected to be missed, it is 2 R / (F + R + M); a foreground label in place of another counts as an error. Without a
+    foreground it is 0.
+    """
+    foreground = (masks > 0).to(reward.dtype)
+    right, area = (reward * foreground).sum((1, 2)), foreground.sum((1, 2))
+    missed = ((1 - reward) * (1 - foreground)).sum((1, 2))
+    return 2 * right / (area + right + missed).clamp_min(torch.finfo(reward.dtype).tiny)
+
+
 def log_odds(label_logits: Tensor, masks: Tensor) -> Tensor:
     """Logit of the softmax probability of each label of ``masks`` (n, H, W), of logits (n, K, H, W): (n, H, W)."""
     own = masks.long()[:, None]
@@ -139,7 +153,7 @@ def load_error_net(folder: str | os.PathLike[str]) -> ErrorNet:
     assert isinstance(network, UNet)
     net = ErrorNet(card.class_names, card.options["widths"], temperature)
     net.network = network
-    net.patients = tuple(card.patients)
+    net.patients, net.cohort = tuple(card.patients), card.cohort
     # An older or foreign card does not say whose labels it saw: then it may have seen all.
     net.labelled = tuple(card.metrics.get("labelled", card.patients))
     net.metrics = {key: value for key, value in card.metrics.items() if key not in ("temperature", "labelled")}

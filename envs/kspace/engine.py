@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seggym.envs.batched import Rows, StepResult, judge, pieces, read_rows, refuse, write_rows
+from seggym.envs.kspace.expected import ExpectedDice
 from seggym.envs.kspace.observation import make_part
 from seggym.envs.kspace.reward import Truth, quality, quality_reward
 from seggym.envs.kspace.scanner import Scanner
@@ -44,7 +45,8 @@ class KSpaceEngine:
     ``stack`` holds the slices that episodes draw from; ``networks`` scores them and ``routing`` int64 (n,) says which
     network scores which slice, so that no slice is scored by a network that was trained on its patient. ``weights``
     (n,) are the probabilities of the slices in the draw (uniform by default). ``reconstruction`` maps
-    lines to the image that is shown and scored; None is zero-filled. ``dtype`` is float32, or float64 for tests.
+    lines to the image that is shown and scored; None is zero-filled. ``expected`` is what ``lambda_error`` weighs.
+    ``dtype`` is float32, or float64 for tests.
 
     Whatever takes memory per image is done for a few images at a time, so that a step takes no more of it, and no more
     time per image, for a thousand scans than for sixteen; what grows with N is the state of the episodes.
@@ -59,13 +61,14 @@ class KSpaceEngine:
         routing: Tensor | None = None,
         weights: Tensor | None = None,
         reconstruction: Reconstruction | None = None,
+        expected: ExpectedDice | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.settings, self.acquisition = settings, settings.scan
         self.device, self.dtype, self.num_envs = torch.device(device), dtype, num_envs
         self.stack = stack.to(self.device)
-        self.networks = networks or []
+        self.networks, self.expected = networks or [], expected
         # What is kept of every prediction, see seggym.envs.kspace.segmentation.
         self.kept: Collection[str] = settings.observation
         self.routing = torch.zeros(len(stack), dtype=torch.int64) if routing is None else routing
@@ -115,6 +118,7 @@ class KSpaceEngine:
             self.routing,
             self._cumulative.diff(prepend=self._cumulative.new_zeros(1)),
             self.scanner.reconstruction,
+            self.expected,
             self.device,
             self.dtype,
         )
@@ -127,6 +131,7 @@ class KSpaceEngine:
         self.budgets, self.steps, self.decisions = (zeros() for _ in range(3))
         self.remaining: Tensor = zeros()
         self.quality, self.initial_quality = zeros(self.dtype), zeros(self.dtype)
+        self.expectation, self.initial_expectation = zeros(self.dtype), zeros(self.dtype)
         self.truth: Truth | None = None
         self.segmentation: Segmentation | None = None
         self._scored_by: list[Tensor] = []
@@ -134,7 +139,7 @@ class KSpaceEngine:
     def take(self, other: "KSpaceEngine", slots: Tensor) -> None:
         """Go on from the state of the scans ``slots`` int64 (N,) of ``other``, a sibling, in all of this engine's."""
         self.scanner.take(other.scanner, slots)
-        for name in self._STATE:
+        for name in self._state:
             getattr(self, name).copy_(getattr(other, name)[slots])
         self.truth, self.segmentation = read_rows(other.truth, slots), read_rows(other.segmentation, slots)
         self._scored_by = self._group(self._every)
@@ -201,6 +206,7 @@ class KSpaceEngine:
         self.decisions[slots] = 0
         self._score(slots)
         self.initial_quality[slots] = self.quality[slots]
+        self.initial_expectation[slots] = self.expectation[slots]
 
     def _set_truth(self, slots: Tensor) -> None:
         """What the images of ``slots`` are compared with, computed once per episode."""
@@ -291,7 +297,7 @@ class KSpaceEngine:
         self.remaining = torch.where(stopping, 0, self.remaining - used)
         exhausted = ~self._measurable().any(1) & ~turning
         terminated = active & ((self.remaining <= 0) | exhausted)
-        before = self.quality.clone()
+        before, expected_before = self.quality.clone(), self.expectation.clone()
         if self.scanner.needs_refresh:
             self.scanner.refresh(rows)
         # Only the last image of an episode is rewarded in terminal mode; the others need no network, unless it is seen.
@@ -299,10 +305,13 @@ class KSpaceEngine:
             self._score(rows)
         elif bool(terminated.any()):
             self._score(terminated.nonzero()[:, 0])
-        gain = quality_reward(
-            self.settings, before, self.quality, self.initial_quality, self.steps, self.budgets, terminated
-        )
+        clock = (self.steps, self.budgets, terminated)
+        gain = quality_reward(self.settings, before, self.quality, self.initial_quality, *clock)
         parts = {self.part_names[0]: torch.where(active, gain, 0)}
+        if "error_net" in self.part_names:
+            levels = (expected_before, self.expectation, self.initial_expectation)
+            gain = quality_reward(self.settings, *levels, *clock)
+            parts["error_net"] = self.settings.lambda_error * torch.where(active, gain, 0)
         if "illegal" in self.part_names:
             parts["illegal"] = -self.settings.illegal_penalty * illegal.to(self.dtype)
         if "time" in self.part_names:
@@ -311,8 +320,9 @@ class KSpaceEngine:
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """Names of the parts of a reward: "quality", a gain, or ASMR's "level"; "illegal" and "time" at a price."""
+        """Names of the parts of a reward: "quality", a gain, or ASMR's "level"; "error_net", and prices."""
         names = ["level" if self.settings.reward == "level" else "quality"]
+        names += ["error_net"] if self.expected is not None else []
         names += ["illegal"] if self.settings.illegal_action == "penalty" else []
         return (*names, "time") if self.settings.time_cost > 0 else tuple(names)
 
@@ -364,6 +374,8 @@ class KSpaceEngine:
                     assert truth.segmentation is not None
                     found = summarise(prediction, truth.segmentation, self.kept)
                     self.segmentation = write_rows(self.segmentation, part, found, self.num_envs)
+                    if self.expected is not None:
+                        self.expectation[part] = self.expected(magnitude, found.labels)
 
     def _by_network(self, rows: Rows) -> list[tuple[Segmenter | None, Rows]]:
         """``rows`` with the network that scores them, so that each network gets full batches."""
@@ -398,9 +410,13 @@ class KSpaceEngine:
 
     _STATE = ("budgets", "remaining", "steps", "decisions", "quality", "initial_quality")
 
+    @property
+    def _state(self) -> tuple[str, ...]:
+        return self._STATE if self.expected is None else (*self._STATE, "expectation", "initial_expectation")
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that :meth:`load_state_dict` needs to go on exactly; copies."""
-        state = {name: getattr(self, name).clone() for name in self._STATE}
+        state = {name: getattr(self, name).clone() for name in self._state}
         state.update({f"scanner.{name}": getattr(self.scanner, name).clone() for name in Scanner.STATE})
         if self.segmentation is not None:
             kept = vars(self.segmentation).items()
@@ -409,7 +425,7 @@ class KSpaceEngine:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from ``state`` of an engine with the same slices, settings and number of environments."""
-        missing = [name for name in (*self._STATE, *(f"scanner.{name}" for name in Scanner.STATE)) if name not in state]
+        missing = [name for name in (*self._state, *(f"scanner.{name}" for name in Scanner.STATE)) if name not in state]
         if missing:
             raise SeggymError(
                 f"the state of the environments lacks {', '.join(missing)}, so another version of seggym saved it; go "
@@ -426,7 +442,7 @@ class KSpaceEngine:
             self.scanner.load(rows, *(scans[name][rows] for name in ("samples", "keys", "transposed")))
         for name in Scanner.STATE:
             getattr(self.scanner, name).copy_(scans[name])
-        for name in self._STATE:
+        for name in self._state:
             getattr(self, name).copy_(state[name])
         self._set_truth(self._every)
         self._scored_by = self._group(self._every)

@@ -129,7 +129,8 @@ class KSpaceEnv(BatchEnv):
     The gain in quality, lambda_seg * segmentation + lambda_recon * reconstruction (lambda_2 and lambda_1 of the paper).
     Segmentation quality is the soft Dice over the classes present, less a penalty on area predicted for absent ones.
     ``info["reward_parts"]["quality"]`` sums to the final minus the initial quality; other parts are ``illegal`` (a
-    penalty), ``time`` (its cost) and ``level`` (ASMR's reward, in place of ``quality``). See
+    penalty), ``time`` (its cost), ``level`` (ASMR's reward, in place of ``quality``) and ``error_net`` (the gain in the
+    Dice that an error net expects, which needs no labels). See
     :class:`seggym.envs.kspace.settings.KSpaceSettings` for the alternatives.
 
     ## Starting State

@@ -40,6 +40,7 @@ _CHOICES = {
 _TYPES = {
     "lambda_seg": float,
     "lambda_recon": float,
+    "lambda_error": float,
     "absent_weight": float,
     "illegal_penalty": float,
     "level_delay": int,
@@ -71,6 +72,9 @@ class KSpaceSettings:
     ``reward`` ("dense" gains, "terminal" gain, or ASMR's delayed "level"), ``level_delay`` (its steps without reward).
     ``reward_reference`` is what predictions are compared with: the "labels", or "full_prediction", what the network
     itself makes of full k-space, so that a reward needs no labels (``info["dice"]`` then is agreement with that).
+    ``lambda_error`` weighs another reward that needs none, the part "error_net": the gain in the Dice that
+    ``error_net`` (a folder, see docs/reward_net.md) expects of the network's prediction, from the current image alone.
+    It stands beside the quality; with lambda_seg=0 it is the only one, and ``info["dice"]`` is still of the labels.
     A terminal reward has no area. It needs one forward pass per episode: ``info["quality"]`` and ``info["dice"]`` are
     then the initial ones until the last step, unless the network is observed.
     Episode: ``budget`` (lines after the initial ones; a number or a range [low, high] drawn per episode),
@@ -103,6 +107,8 @@ class KSpaceSettings:
     reward_model: str | None = None
     lambda_seg: float = 1.0
     lambda_recon: float = 0.0
+    lambda_error: float = 0.0
+    error_net: str | None = None
     seg_metric: str = "soft_dice"
     recon_metric: str = "ssim"
     absent_weight: float = 10.0
@@ -165,11 +171,17 @@ class KSpaceSettings:
             raise SeggymError(f"micro_batch={self.micro_batch} must be at least 1, or null")
         self._check_views()
         self._check_reconstruction()
-        if self.lambda_seg < 0 or self.lambda_recon < 0 or self.lambda_seg + self.lambda_recon == 0:
-            raise SeggymError("lambda_seg and lambda_recon must be >= 0, and one of them positive")
+        weights = (self.lambda_seg, self.lambda_recon, self.lambda_error)
+        if min(weights) < 0 or max(weights) == 0:
+            raise SeggymError("lambda_seg, lambda_recon and lambda_error must be >= 0, and one of them positive")
+        if (self.lambda_error > 0) != (self.error_net is not None):
+            raise SeggymError(
+                f"lambda_error={self.lambda_error} and error_net={self.error_net!r} belong together: pass the weight "
+                "and the folder of an error net, or neither"
+            )
         if self.needs_network and self.reward_model is None:
             raise SeggymError(
-                "reward_model is missing: a segmentation reward (lambda_seg > 0) and the observations "
+                "reward_model is missing: a segmentation reward (lambda_seg or lambda_error > 0) and the observations "
                 f"{', '.join(NETWORK_OBSERVATIONS)} need one; pass its folder or a published name"
             )
 
@@ -252,7 +264,7 @@ class KSpaceSettings:
     @property
     def needs_network(self) -> bool:
         """Whether anything in a step asks for a segmentation."""
-        return self.lambda_seg > 0 or self.network_is_observed
+        return self.lambda_seg > 0 or self.lambda_error > 0 or self.network_is_observed
 
     @property
     def network_is_observed(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from seggym.cohorts.cohort import Cohort, open_cohort
 from seggym.cohorts.splits import Split, split_cohort
 from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.envs.kspace.expected import load_expected_dice
 from seggym.envs.kspace.sampler import load_weights
 from seggym.envs.kspace.segmentation import Segmenter
 from seggym.envs.kspace.settings import KSpaceSettings
@@ -42,6 +43,7 @@ def build_engine(settings: KSpaceSettings, num_envs: int) -> KSpaceEngine:
         routing=routing,
         weights=_weights(settings.train_sampler_filename, cohort, stack),
         reconstruction=load_reconstruction(settings, device),
+        expected=load_expected_dice(settings, cohort.class_names, stack.patients, device),
         device=device,
         dtype=torch.float64 if settings.precision == "fp64" else torch.float32,
     )

@@ -33,6 +33,7 @@ _FIXED = {
     "augment": False,  # phase and echo shift belong to the volume
     "reward": "dense",
     "lambda_recon": 0,
+    "lambda_error": 0,
     "lines_per_step": 1,
     "remeasure": "never",
     "choose_axis": False,
