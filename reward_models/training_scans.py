@@ -43,6 +43,12 @@ class Simulator:
         stack = _moved(self.stack, indices, self.acquisition, self.rng) if augment else self.stack
         return stack, torch.arange(size, device=self.device) if augment else indices, keys, acquired
 
+    def plain(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Magnitude images float32 (B, C, C), not augmented, labels uint8 (B, C, C), and the slices int64 (B,)."""
+        stack, chosen, keys, acquired = self.scans(size, augment=False)
+        magnitude = simulate(stack, chosen, keys, acquired, self.acquisition, self.reconstruction)
+        return magnitude, stack.labels[chosen], chosen
+
     def batch(self, size: int, augment: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images float32 (B, 1, C, C) and labels int64 (B, 1, C, C)."""
         stack, chosen, keys, acquired = self.scans(size, augment)
