@@ -4,7 +4,7 @@ The numbers are those of pycocotools' ``COCOeval`` with ``iouType="segm"``, all 
 class; a test compares them. Nothing is a crowd.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class _Matches:
 
 
 def average_precision(
-    detections: Sequence[Detections], targets: Sequence[InstanceTarget], classes: int
+    detections: Iterable[Detections], targets: Iterable[InstanceTarget], classes: int
 ) -> AveragePrecision:
     """How well ``detections`` find what ``targets`` say is there, image by image; classes are 1..``classes``."""
     by_class: list[list[_Matches]] = [[] for _ in range(classes)]

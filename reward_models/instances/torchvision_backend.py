@@ -25,6 +25,7 @@ from seggym.reward_models.instances.segmenter import (
     Validate,
 )
 from seggym.reward_models.instances.training import seeded, train
+from seggym.reward_models.unext import group_norm
 
 # Detections of one pass in one image, at most.
 _MOST = 100
@@ -109,7 +110,10 @@ class TorchvisionSegmenter:
         if options.pretrained:
             network = detection.maskrcnn_resnet50_fpn(weights="DEFAULT", trainable_backbone_layers=5, **sizes)
         else:
-            backbone = resnet_fpn_backbone(backbone_name=options.backbone, weights=None, trainable_layers=5)
+            # Frozen batch norm, the default, is for pretrained weights.
+            backbone = resnet_fpn_backbone(
+                backbone_name=options.backbone, weights=None, norm_layer=group_norm, trainable_layers=5
+            )
             network = detection.MaskRCNN(backbone, outputs, **sizes)
         heads = network.roi_heads
         heads.box_predictor = FastRCNNPredictor(heads.box_head.fc7.out_features, outputs)
