@@ -26,7 +26,8 @@ class PixelPPO(PPO):
     to 0), as ``entropy`` and ``beta`` may. ``max_grad_norm`` is the actor's, ``critic_grad_norm`` the critic's.
     ``reference`` (a segmentation network; a frozen copy in evaluation mode is kept) is what the policy is held to, with
     weight ``beta``: the reward of a pixel is r - beta (log pi(a) - log pi_ref(a)). ``n_steps`` is 1 by default: a
-    rollout is one image from each environment. Everything else is PPO's.
+    rollout is one image from each environment; ``batch_size`` images make a minibatch (None: the whole rollout).
+    Everything else is PPO's.
 
     :meth:`save` keeps the reference too. Raises :class:`SeggymError` for a ``beta`` without a reference.
     """
@@ -41,7 +42,7 @@ class PixelPPO(PPO):
         learning_rate: float | Schedule = 5e-4,
         critic_rate: float | Schedule = 5e-4,
         n_steps: int = 1,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         n_epochs: int = 5,
         clip_range: float | Schedule = 0.2,
         normalize_advantage: bool = False,
@@ -64,7 +65,7 @@ class PixelPPO(PPO):
             env,
             learning_rate=learning_rate,
             n_steps=n_steps,
-            batch_size=batch_size,
+            batch_size=batch_size or _rollout(n_steps, env),
             n_epochs=n_epochs,
             clip_range=clip_range,
             normalize_advantage=normalize_advantage,
@@ -144,9 +145,12 @@ class PixelReinforce(PixelPPO):
     """
 
     def __init__(self, policy: type[DensePolicy] = DensePolicy, env: Any = None, **kwargs: Any) -> None:
-        # load() makes the model without an environment and fills in what was saved.
-        images = kwargs.get("n_steps", 1) * (env.num_envs if env is not None else 1)
-        whole = {"n_epochs": 1, "batch_size": max(images, 2), "normalize_advantage": True, "baseline": False}
+        whole = {"n_epochs": 1, "batch_size": None, "normalize_advantage": True, "baseline": False}
         super().__init__(policy, env, **{**kwargs, **whole})
         # The critic has nothing to learn for.
         self.vf_coef = 0.0
+
+
+def _rollout(n_steps: int, env: Any) -> int:
+    """Images in a rollout; load() makes a model without environments, and fills in what was saved."""
+    return max(2, n_steps * getattr(env, "num_envs", 1))

@@ -94,16 +94,10 @@ class AdaptationEngine:
     def step(self, actions: Tensor, active: Tensor | None = None) -> StepResult:
         """Label maps int64 (N, pixels), rows first, for the environments that are ``active`` bool (N,) (default: all).
 
-        Raises :class:`SeggymError` for a label outside 0 to ``num_classes`` - 1.
+        Labels are 0 to ``num_classes`` - 1, which :meth:`check` makes sure of: it waits for the device, a step does not.
         """
         active = torch.ones(self.num_envs, dtype=torch.bool, device=self.device) if active is None else active
         masks = actions.reshape(self.num_envs, *self.size)
-        low, high = masks.aminmax()
-        if int(low) < 0 or int(high) >= self.num_classes:
-            raise SeggymError(
-                f"a label map holds values from {int(low)} to {int(high)}, expected 0 to {self.num_classes - 1} "
-                f"({', '.join(self.class_names)})"
-            )
         maps = self.reward_maps(self.samples, masks)
         chosen = active[:, None, None]
         self.maps = torch.where(chosen, maps, self.maps)
@@ -112,6 +106,15 @@ class AdaptationEngine:
         self.answered = self.answered | active
         parts = {"adaptation": torch.where(active, self.quality, 0)}
         return StepResult(parts, active.clone(), torch.zeros_like(active))
+
+    def check(self, actions: Tensor) -> None:
+        """Raise :class:`SeggymError` for label maps with a value outside 0 to ``num_classes`` - 1."""
+        low, high = (int(value) for value in actions.aminmax())
+        if low < 0 or high >= self.num_classes:
+            raise SeggymError(
+                f"a label map holds values from {low} to {high}, expected 0 to {self.num_classes - 1} "
+                f"({', '.join(self.class_names)})"
+            )
 
     def reward_maps(self, samples: Tensor, masks: Tensor) -> Tensor:
         """Reward of label maps integer (B, H, W) of the images ``samples`` int64 (B,), float32 (B, H, W)."""

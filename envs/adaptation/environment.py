@@ -48,6 +48,11 @@ class AdaptationVectorEnv(BatchVectorEnv):
             ) from None
         return Episodes(*columns.unbind(1))
 
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One label map per environment, integer (N, H * W)."""
+        self.engine.check(torch.as_tensor(actions))
+        return super().step(actions)
+
     def _report(self) -> dict[str, torch.Tensor]:
         engine = self.engine
         return {
