@@ -94,7 +94,8 @@ class AdaptationEngine:
     def step(self, actions: Tensor, active: Tensor | None = None) -> StepResult:
         """Label maps int64 (N, pixels), rows first, for the environments that are ``active`` bool (N,) (default: all).
 
-        Labels are 0 to ``num_classes`` - 1, which :meth:`check` makes sure of: it waits for the device, a step does not.
+        Labels are 0 to ``num_classes`` - 1, which :meth:`check` makes sure of: that waits for the device, a step does
+        not.
         """
         active = torch.ones(self.num_envs, dtype=torch.bool, device=self.device) if active is None else active
         masks = actions.reshape(self.num_envs, *self.size)
