@@ -52,9 +52,14 @@ class ErrorNet(nn.Module):
         """The logit of being correct before the temperature, (n, H, W): ln P(label) - ln P(any other)."""
         return log_odds(self.label_logits(images, masks), masks)
 
-    def label_logits(self, images: Tensor, masks: Tensor) -> Tensor:
-        """What the network takes for the true label, (n, K, H, W) before a softmax."""
+    def label_logits(self, images: Tensor, masks: Tensor, shown: Tensor | None = None) -> Tensor:
+        """What the network takes for the true label, (n, K, H, W) before a softmax.
+
+        Where ``shown`` bool (n,) is False the network sees the image without its mask.
+        """
         inputs = self.inputs(images, masks)
+        if shown is not None:
+            inputs[:, 1:] *= shown[:, None, None, None]
         height, width = inputs.shape[-2:]
         step = 2 ** (len(self.widths) - 1)
         # Sides are padded to what the levels of the network can halve, with what lies at the border.

@@ -38,9 +38,10 @@ class ErrorNetSettings:
     the U-Net. The loss of a pixel has weight 1, plus ``foreground_weight`` in the predicted foreground, plus
     ``boundary_weight`` within five pixels of the prediction's boundaries. It is the cross-entropy of being correct,
     plus ``label_weight`` times that of the true label. ``fresh`` is the share of a batch whose prediction is a new
-    distortion of the truth. ``flip`` mirrors left and right, ``intensity`` (0 to 1) is the strength of random changes
-    of gamma, gain over the image, sharpness and noise. ``validation`` is the share of patients that choose the best
-    weights (every ``validate_every`` iterations) and fit the temperature.
+    distortion of the truth, ``hidden`` the share whose mask the network does not see: it then has to look at the image,
+    while otherwise it may be content with the mask for long. ``flip`` mirrors left and right, ``intensity`` (0 to 1) is
+    the strength of random changes of gamma, gain over the image, sharpness and noise. ``validation`` is the share of
+    patients that choose the best weights (every ``validate_every`` iterations) and fit the temperature.
     """
 
     iterations: int = 600
@@ -52,6 +53,7 @@ class ErrorNetSettings:
     boundary_weight: float = 3.0
     label_weight: float = 1.0
     fresh: float = 0.25
+    hidden: float = 0.25
     flip: bool = True
     intensity: float = 0.5
     validation: float = 0.2
@@ -65,8 +67,9 @@ class ErrorNetSettings:
                 f"error net: iterations={self.iterations}, batch={self.batch}, validate_every={self.validate_every} "
                 f"and learning_rate={self.learning_rate} must be positive; mend them"
             )
-        if not 0 <= self.fresh <= 1 or not 0 <= self.intensity <= 1:
-            raise SeggymError(f"error net: fresh={self.fresh} and intensity={self.intensity} must lie in 0 to 1")
+        for name in ("fresh", "hidden", "intensity"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SeggymError(f"error net: {name}={getattr(self, name)} must lie in 0 to 1")
         for name in ("foreground_weight", "boundary_weight", "label_weight"):
             if getattr(self, name) < 0:
                 raise SeggymError(f"error net: {name}={getattr(self, name)} must not be negative")
@@ -105,7 +108,8 @@ def train_error_net(
     best, best_state = math.inf, copy.deepcopy(net.state_dict())
     for number in range(1, settings.iterations + 1):
         images, truths, predictions = batches.draw()
-        loss = error_loss(net.label_logits(images, predictions), predictions, truths, settings)
+        label_logits = net.label_logits(images, predictions, batches.shown())
+        loss = error_loss(label_logits, predictions, truths, settings)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -214,6 +218,11 @@ class _Batches:
         if settings.intensity:
             images = vary(images, settings.intensity, self.generator)
         return images, truths, predictions
+
+    def shown(self) -> Tensor:
+        """Whose mask the network sees in this batch, bool (B,)."""
+        chance = torch.rand(self.settings.batch, generator=self.generator)
+        return (chance >= self.settings.hidden).to(self.device)
 
 
 def distort(masks: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:

@@ -108,6 +108,15 @@ def test_masks_are_categories_not_numbers(pairs):
     assert not torch.allclose(net(pairs.images[:2], masks), net(pairs.images[:2], swapped), atol=1e-3)
 
 
+def test_a_hidden_mask_is_not_seen(net, pairs):
+    images, masks = pairs.images[:2], pairs.truths[:2]
+    shown = torch.tensor([True, False])
+    first, other = (net.label_logits(images, given, shown) for given in (masks, masks.roll(5, -1)))
+    assert torch.equal(first[1], other[1])
+    assert not torch.allclose(first[0], other[0], atol=1e-3)
+    assert torch.allclose(first[0], net.label_logits(images, masks)[0], atol=1e-5)
+
+
 def test_any_size_and_any_batch(net):
     images, masks = hearts(70, size=34)
     reward = net(images, masks)
@@ -168,7 +177,7 @@ def test_wrong_classes_and_settings(net, pairs):
         net.require_classes(("background", "heart"))
     with pytest.raises(SeggymError, match="widths"):
         train_error_net(pairs, ErrorNetSettings(widths=(4, 8)), start=net)
-    for wrong in ({"iterations": 0}, {"fresh": 1.5}, {"boundary_weight": -1.0}):
+    for wrong in ({"iterations": 0}, {"fresh": 1.5}, {"hidden": -0.1}, {"boundary_weight": -1.0}):
         with pytest.raises(SeggymError, match=next(iter(wrong))):
             ErrorNetSettings(**wrong)
 
