@@ -1,0 +1,225 @@
+"""One self-contained page of one run or of several seeds: table, differences, curves, reliability, pictures."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seggym.agents.figures import png
+from seggym.agents.report import STYLE, figure, html_table
+from seggym.agents.rl4seg.results import EVALUATION, SUBJECT, pooled, read_evaluations
+from seggym.errors import SeggymError
+from seggym.files import write_atomic, write_json
+from seggym.reward_models import statistics
+
+if TYPE_CHECKING:  # matplotlib takes a second to import and is not needed before the first figure
+    from matplotlib.axes import Axes
+
+Evaluations = Sequence[Mapping[str, Any]]
+EXAMPLE = "example.png"
+_METRICS = ("dice", "hd95", "valid")
+
+
+def finished_runs(root: Path) -> list[Path]:
+    """Folders at and below ``root`` that hold an evaluation; raises :class:`SeggymError` for none."""
+    found = sorted(path.parent for path in root.rglob(EVALUATION) if (path.parent / "run.json").is_file())
+    if not found:
+        raise SeggymError(f"{root} holds no finished run ({EVALUATION}); run agents/train_rl4seg.py first")
+    return found
+
+
+def write_report(runs: Sequence[Path], folder: Path) -> Path:
+    """Write ``comparison.json``, figures and ``report.html`` of ``runs`` (seeds of one experiment) to ``folder``."""
+    evaluations = read_evaluations(runs)
+    summary = summarise(evaluations)
+    write_json(folder / "comparison.json", summary)
+    figures = {
+        **{f"{metric}_by_iteration": _curve(evaluations, metric) for metric in ("dice", "validity", "reward_region")},
+        **({"reliability": _reliability(evaluations)} if evaluations[0]["uncertainty"] else {}),
+    }
+    for name, content in figures.items():
+        write_atomic(folder / "figures" / f"{name}.png", content)
+    return write_atomic(folder / "report.html", _page(runs, evaluations, summary, figures).encode())
+
+
+def summarise(evaluations: Evaluations) -> dict[str, Any]:
+    """Means with 95 % intervals over patients and seeds, and RL4Seg minus every method (Holm: label-free ones)."""
+    first = evaluations[0]
+    methods = [name for name in first["methods"] if all(name in content["methods"] for content in evaluations)]
+    structures = first["class_names"][1:]
+    metrics = [*_METRICS, "failed", *(f"dice/{name}" for name in structures)]
+    rows: dict[str, dict[str, Any]] = {}
+    contrasts: dict[str, dict[str, Any]] = {}
+    ours = {metric: pooled(evaluations, SUBJECT, metric) for metric in _METRICS}
+    for name in methods:
+        rows[name] = {}
+        for metric in metrics:
+            values, patients, seeds = pooled(evaluations, name, metric)
+            rows[name][metric] = statistics.bootstrap_interval(values, patients, runs=seeds)._asdict()
+        if not name.startswith(SUBJECT):
+            contrasts[name] = {
+                metric: statistics.paired_difference(
+                    ours[metric][0], pooled(evaluations, name, metric)[0], ours[metric][1], runs=ours[metric][2]
+                )._asdict()
+                for metric in _METRICS
+            }
+    free = [name for name in contrasts if not first["methods"][name]["privileged"]]
+    adjusted = statistics.holm({name: contrasts[name]["dice"]["p_value"] for name in free})
+    best = max(free, key=lambda name: rows[name]["dice"]["mean"], default=None)
+    return {
+        "name": first["name"],
+        "seeds": [content["seed"] for content in evaluations],
+        "methods": rows,
+        "differences": contrasts,
+        "holm_dice": adjusted,
+        "best_label_free_baseline": best,
+        "uncertainty": _uncertainty(evaluations),
+        "suspicions": {str(content["seed"]): content["suspicions"] for content in evaluations},
+    }
+
+
+def _uncertainty(evaluations: Evaluations) -> dict[str, dict[str, float]]:
+    """Mean over seeds of each score of each source of confidence."""
+    found: dict[str, dict[str, float]] = {}
+    for name, first in evaluations[0]["uncertainty"].items():
+        scores = [key for key, value in first.items() if key != "reliability"]
+        found[name] = {
+            key: float(np.mean([_number(content["uncertainty"][name][key]) for content in evaluations]))
+            for key in scores
+        }
+    return found
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _curve(evaluations: Evaluations, metric: str) -> bytes:
+    """A number of the monitors on test by iteration, a line per seed; references where it is Dice or validity."""
+
+    def draw(axes: "Axes") -> None:
+        for content in evaluations:
+            rows = [row for row in content["monitors"] if row["part"] == "test"]
+            values = [row[metric] for row in rows if row["iteration"] == 1 and row["phase"] == "before"]
+            values += [row[metric] for row in rows if row["phase"] == "after"]
+            (line,) = axes.plot([_number(value) for value in values], marker="o", label=f"seed {content['seed']}")
+            if metric == "reward_region":
+                truth = [row["accuracy_region"] for row in rows if row["phase"] == "after" or row["iteration"] == 1]
+                truth = truth[:1] + truth[-(len(values) - 1) :]
+                axes.plot([_number(value) for value in truth], linestyle=":", color=line.get_color(), label="accuracy")
+        reference = {"dice": "dice", "validity": "valid"}.get(metric)
+        for style, name in (("--", "source_only"), ("-.", "self_training_validated"), (":", "supervised_target")):
+            if reference and all(name in content["methods"] for content in evaluations):
+                means = [content["methods"][name]["summary"]["test"][reference] for content in evaluations]
+                axes.axhline(float(np.mean(means)), color="grey", linestyle=style, label=name)
+        axes.set(xlabel="iteration", ylabel=metric.replace("_", " "), title=f"{metric.replace('_', ' ')} on test")
+        axes.set_xticks(range(evaluations[0]["iterations"] + 1))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+
+    return png(draw, (6.5, 4.0))
+
+
+def _reliability(evaluations: Evaluations) -> bytes:
+    """Accuracy against confidence, pixels of all seeds together, temperatures fitted on source validation images."""
+
+    def draw(axes: "Axes") -> None:
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+        for name in evaluations[0]["uncertainty"]:
+            diagrams = [content["uncertainty"][name]["reliability"] for content in evaluations]
+            pixels = np.array([entry["pixels"] for entry in diagrams], dtype=np.float64)
+            sums = [
+                (np.array([[_number(value) for value in entry[key]] for entry in diagrams]), key)
+                for key in ("confidence", "accuracy")
+            ]
+            totals = pixels.sum(0)
+            means = [np.nansum(np.nan_to_num(values) * pixels, 0) / np.maximum(totals, 1) for values, _ in sums]
+            there = totals > 0
+            axes.plot(means[0][there], means[1][there], marker=".", label=name.replace("_", " "))
+        axes.set(xlabel="confidence", ylabel="share of pixels that are right", title="Reliability, test")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+
+    return png(draw, (5.0, 4.6))
+
+
+def _page(
+    runs: Sequence[Path], evaluations: Evaluations, summary: Mapping[str, Any], figures: Mapping[str, bytes]
+) -> str:
+    first = evaluations[0]
+    title = f"RL4Seg: {first['name']}"
+    seeds = ", ".join(str(seed) for seed in summary["seeds"])
+    best = summary["best_label_free_baseline"]
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
+        f"<p>Seeds {seeds}; test patients of the target domain. Means over patients with 95 % intervals that resample "
+        "patients and seeds; HD95 in pixels, of structures that were found (the share of those that were not is "
+        "beside it). Rows in italics see labels of the target.</p>",
+        "<h2>Methods</h2>",
+        _methods(first, summary),
+        "<h2>RL4Seg minus each method, paired by patient</h2>",
+        f"<p>{html.escape(_verdict(summary, best))}</p>" if best else "",
+        _differences(first, summary),
+        *(figure(name, content) for name, content in figures.items()),
+        "<h2>Uncertainty of the same masks</h2>" + _uncertainty_table(summary) if summary["uncertainty"] else "",
+        "<h2>Monitors</h2>",
+        f"<pre>{html.escape(json.dumps(summary['suspicions'], indent=1))}</pre>",
+    ]
+    for run in runs:
+        if (run / "figures" / EXAMPLE).is_file():
+            parts.append(figure(f"image, masks and reward map, {run.name}", (run / "figures" / EXAMPLE).read_bytes()))
+    facts = json.dumps({"domains": first["domains"], "gap on validation": first["gap"]}, indent=1)
+    parts += ["<h2>Settings</h2>", f"<pre>{html.escape(facts)}</pre>", "</body></html>"]
+    return "\n".join(parts)
+
+
+def _verdict(summary: Mapping[str, Any], best: str) -> str:
+    difference = summary["differences"][best]["dice"]
+    low, high = _number(difference["low"]), _number(difference["high"])
+    judged = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
+    return (
+        f"RL4Seg is {judged} the best label-free baseline without reinforcement learning, {best}: "
+        f"{difference['mean']:+.4f} [{low:+.4f}, {high:+.4f}] of Dice."
+    )
+
+
+def _kind(first: Mapping[str, Any], name: str) -> str:
+    return "apart" if first["methods"][name]["privileged"] else "subject" if name == SUBJECT else ""
+
+
+def _methods(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    structures = first["class_names"][1:]
+    columns = ["dice", *(f"dice/{name}" for name in structures), "hd95", "failed", "valid"]
+    head = ["method", "Dice", *structures, "HD95", "not found", "valid", "what"]
+    rows = []
+    for name, values in summary["methods"].items():
+        cells = [_interval(values[column], 1 if column == "hd95" else 3) for column in columns]
+        rows.append((_kind(first, name), [name, *cells, first["methods"][name]["note"]]))
+    return html_table(head, rows)
+
+
+def _differences(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    rows = []
+    for name, values in summary["differences"].items():
+        adjusted = summary["holm_dice"].get(name)
+        cells = [_interval(values[metric], 2 if metric == "hd95" else 4) for metric in _METRICS]
+        rows.append((_kind(first, name), [name, *cells, "" if adjusted is None else f"{adjusted:.4f}"]))
+    return html_table(["minus", "Dice", "HD95", "valid", "p of Dice (Holm)"], rows)
+
+
+def _uncertainty_table(summary: Mapping[str, Any]) -> str:
+    scores = ("ece", "mce", "ace", "brier", "auroc", "band_auroc", "nmi", "pearson_dice", "target_ece")
+    rows = [
+        ("subject" if name == "reward_map" else "", [name, *(f"{entry[score]:.3f}" for score in scores)])
+        for name, entry in summary["uncertainty"].items()
+    ]
+    return html_table(["source", *scores], rows)
+
+
+def _interval(entry: Mapping[str, Any], digits: int) -> str:
+    mean, low, high = (_number(entry[key]) for key in ("mean", "low", "high"))
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -1,0 +1,54 @@
+"""What runs of RL4Seg have written about themselves, read again."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seggym.agents.rl4seg.scoring import scores_from_json
+from seggym.errors import SeggymError
+from seggym.files import read_json
+
+EVALUATION, METRICS = "evaluation.json", "metrics.csv"
+# The subject of every comparison: the policy of the last iteration; those of all have its name and their number.
+SUBJECT = "rl4seg"
+FORMAT = 1
+
+
+def read_evaluations(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """``evaluation.json`` of every folder, which must be of one experiment."""
+    found = []
+    for folder in folders:
+        path = folder / EVALUATION
+        content = read_json(path, "evaluation")
+        if not isinstance(content, dict) or content.get("format") != FORMAT or "methods" not in content:
+            raise SeggymError(f"{path} is no evaluation of RL4Seg: run agents/train_rl4seg.py stage=evaluate again")
+        found.append(content)
+    first = found[0]
+    for folder, content in zip(folders, found, strict=True):
+        if content["class_names"] != first["class_names"] or content["name"] != first["name"]:
+            raise SeggymError(
+                f"{folder} is a run of {content['name']} ({', '.join(content['class_names'])}), {folders[0]} one of "
+                f"{first['name']} ({', '.join(first['class_names'])}): report them apart"
+            )
+    seeds = [content["seed"] for content in found]
+    if len(set(seeds)) < len(seeds):
+        raise SeggymError(f"the runs have seeds {seeds}, expected different ones: leave the doubles out")
+    return found
+
+
+def pooled(
+    evaluations: Sequence[Mapping[str, Any]], method: str, metric: str
+) -> tuple[np.ndarray, list[str], list[int]]:
+    """Values (n,) of a ``method`` on test in all runs, and the patient and the seed of each.
+
+    Runs of one experiment split the same patients in other ways, so the same patient may be tested in several.
+    """
+    values, patients, seeds = [], [], []
+    for content in evaluations:
+        scores = scores_from_json(content["methods"][method]["test"])
+        values.append(scores.values(metric))
+        patients += list(scores.patients)
+        seeds += [content["seed"]] * len(scores.patients)
+    return np.concatenate(values), patients, seeds

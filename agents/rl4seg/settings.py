@@ -1,0 +1,130 @@
+"""The values of a run of RL4Seg, checked before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from seggym.agents.rl4seg.supervised import FitSettings
+from seggym.agents.strategies.naming import nearest
+from seggym.configs.checking import build
+from seggym.errors import SeggymError
+
+STAGES = ("all", "pretrain", "predict", "reward", "ppo", "baselines", "evaluate", "severity")
+STARTS = ("plain", "augmented")
+LOOKS = ("plain", "histogram", "augmented")
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How many ``iterations``, and what PPO is told in iteration i.
+
+    The weight of entropy is ``entropy`` / (2 i) and that of the divergence from the supervised network ``divergence`` /
+    (2 i), as in RL4Seg. ``shrink`` begins an iteration from shrunk and perturbed weights. ``source_looks`` puts source
+    images with their true labels into every reward data set, whose errors are known: as they are (plain), with the
+    histograms of target images (histogram), or strongly augmented (augmented).
+    """
+
+    iterations: int = 3
+    entropy: float = 0.3
+    divergence: float = 0.1
+    shrink: bool = False
+    source_looks: Sequence[str] = ("histogram",)
+
+    def __post_init__(self) -> None:
+        for look in self.source_looks:
+            if look not in LOOKS:
+                raise SeggymError(f"loop.source_looks names {look!r}; {nearest(str(look), LOOKS)}")
+        if self.iterations < 1:
+            raise SeggymError(f"loop.iterations={self.iterations} must be at least 1")
+        if self.entropy < 0 or self.divergence < 0:
+            raise SeggymError("loop.entropy and loop.divergence must not be negative")
+
+    def weights(self, iteration: int) -> tuple[float, float]:
+        """Weights of entropy and divergence in ``iteration`` (from 1)."""
+        return self.entropy / (2 * iteration), self.divergence / (2 * iteration)
+
+
+@dataclass(frozen=True)
+class SelectionWeights:
+    """What a checkpoint is chosen by (see :mod:`seggym.agents.rl4seg.selection`); no part of it needs a label."""
+
+    reward: float = 1.0
+    validity: float = 0.25
+    agreement: float = 0.5
+    enough: float = 0.9
+    band: int = 2
+    checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.reward, self.validity, self.agreement) < 0 or self.reward + self.agreement == 0:
+            raise SeggymError(
+                "choice.reward, validity and agreement must not be negative; reward and agreement not both 0"
+            )
+        if self.band < 0 or self.checkpoints < 1:
+            raise SeggymError(f"choice.band={self.band} must not be negative and choice.checkpoints at least 1")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One seed of a run. The groups of other modules stay plain values until those check them.
+
+    ``widths`` are those of every segmentation network. ``start`` is the source network that RL4Seg and the baselines
+    which adapt a network begin with: trained on source images as they are (plain), or on strongly augmented ones.
+    """
+
+    out: str
+    name: str
+    seed: int
+    domains: Mapping[str, Any]
+    pretrain: FitSettings
+    prior: Mapping[str, Any]
+    pairs: Mapping[str, Any]
+    reward: Mapping[str, Any]
+    ppo: Mapping[str, Any]
+    loop: LoopOptions
+    choice: SelectionWeights
+    baselines: tuple[str, ...]
+    widths: Sequence[int] = (12, 24, 48, 96)
+    start: str = "plain"
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise SeggymError(f"start={self.start!r} is unknown; {nearest(self.start, STARTS)}")
+        if self.seed < 0 or self.threads < 1:
+            raise SeggymError(f"seed={self.seed} must not be negative and threads={self.threads} at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """All that the networks follow from, plain JSON: not where the run lies, nor which baselines it is given."""
+        content = asdict(self)
+        return {key: value for key, value in content.items() if key not in ("out", "baselines")}
+
+
+def run_settings(values: Mapping[str, Any]) -> RunSettings:
+    """The run that the configuration ``values`` (plain) describe; raises :class:`SeggymError` for what is wrong."""
+    from seggym.agents.rl4seg.baselines.registry import BASELINES
+
+    chosen = values["baselines"]
+    names = tuple(BASELINES) if chosen == "all" else tuple(chosen or ())
+    for name in names:
+        if name not in BASELINES:
+            raise SeggymError(f"baselines names {name!r}; {nearest(str(name), BASELINES)}")
+    groups = {"pretrain": FitSettings, "loop": LoopOptions, "choice": SelectionWeights}
+    plain = [name for name in RunSettings.__dataclass_fields__ if name not in (*groups, "baselines")]
+    return build(
+        RunSettings,
+        {
+            **{name: values[name] for name in plain},
+            **{name: build(kind, values[name], f"{name}.") for name, kind in groups.items()},
+            "baselines": names,
+        },
+    )
+
+
+def stage_of(value: Any) -> str:
+    """The stage that a command line names."""
+    if value not in STAGES:
+        raise SeggymError(f"stage={value!r} is unknown; {nearest(str(value), STAGES)}")
+    return str(value)
