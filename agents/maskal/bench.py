@@ -12,12 +12,12 @@ import torch
 
 from seggym.agents.maskal.data import AnnotatedTargets, FolderImages
 from seggym.agents.maskal.experiments import Experiment
+from seggym.agents.maskal.records import write_changed
 from seggym.agents.maskal.settings import MaskalSettings
 from seggym.agents.maskal.workflow import AnnotateFolder, AnnotationsPending, Annotator, SimulatedOracle
 from seggym.cohorts.annotations.model import Annotation
 from seggym.cohorts.annotations.reading import ImageFolder, open_image_folder
 from seggym.errors import SeggymError
-from seggym.files import write_atomic
 from seggym.kspace.keyed_random import key_of
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.instances.backends import make_segmenter
@@ -122,9 +122,7 @@ def _write_lists(settings: MaskalSettings, folders: Mapping[str, ImageFolder], f
     lists = {f"{part}.txt": folders[part].names for part in PARTS}
     lists["initial_train.txt"] = initial_images(settings, folders["train"].names, found[0].seed)
     for file, names in lists.items():
-        content = "\n".join([*names, ""]).encode()
-        if not (root / file).is_file() or (root / file).read_bytes() != content:
-            write_atomic(root / file, content)
+        write_changed(root / file, "\n".join([*names, ""]).encode())
 
 
 def segmenter_of(bench: Bench, experiment: Experiment) -> InstanceSegmenter:

@@ -107,8 +107,8 @@ class RunRecord:
                 lines.append(f"{name}, {'NaN' if certainty is None else repr(certainty)}")
             before += query["selected"]
             listing = self.results / f"trainfiles_iteration{number:03d}.txt"
-            write_atomic(listing, "\n".join([*lines, ""]).encode())
-        write_atomic(self.results / f"{self.name}.csv", "\n".join([*rows, ""]).encode())
+            write_changed(listing, "\n".join([*lines, ""]).encode())
+        write_changed(self.results / f"{self.name}.csv", "\n".join([*rows, ""]).encode())
 
     def _read(self, file: str, keys: set[str]) -> dict[str, Any] | None:
         path = self.results / file
@@ -121,6 +121,12 @@ class RunRecord:
                 "rounds, then run the same command again"
             )
         return content
+
+
+def write_changed(path: Path, content: bytes) -> None:
+    """Write ``content``, unless that is what the file holds."""
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content)
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], score: float | None) -> None:
