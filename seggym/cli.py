@@ -39,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("destination", metavar="DST")
     convert.set_defaults(run=_convert)
 
+    annotate = commands.add_parser("annotate", help="review and correct outlines of images in the browser")
+    annotate.add_argument("folder", metavar="DIR", help="folder with images, such as the loop's annotate/")
+    annotate.add_argument("--port", type=int, default=0, help="port on this machine (default: any that is free)")
+    annotate.add_argument("--open", action="store_true", help="open the page in the browser")
+    annotate.set_defaults(run=_annotate)
+
     compare = commands.add_parser("compare", help="paired differences between evaluations, or active-learning runs")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run, K1 result or AL run")
     compare.add_argument(
@@ -77,6 +83,12 @@ def _convert(options: argparse.Namespace) -> int:
     volumes = convert_acdc_to_png(options.source, options.destination)
     print(f"{volumes} volumes written to {options.destination}")
     return 0
+
+
+def _annotate(options: argparse.Namespace) -> int:
+    from seggym.agents.annotate.server import annotate_command
+
+    return annotate_command(options.folder, options.port, options.open)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -122,7 +122,7 @@ class AnnotateFolder:
 
     def _query(self, missing: Sequence[str]) -> dict[str, Any] | None:
         """What was asked before, where that includes ``missing``; None where nothing was."""
-        query = self._read_query()
+        query = read_query(self.folder)
         if query is None:
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise SeggymError(f"{self.folder} holds files but no {QUERY}, expected none: move it elsewhere")
@@ -132,18 +132,6 @@ class AnnotateFolder:
                 f"{self.folder} holds another query, without {_some(others)}: finish it with the command that made it, "
                 "or move it elsewhere"
             )
-        return query
-
-    def _read_query(self) -> dict[str, Any] | None:
-        """The query in the folder, None where there is none; what it names lies in the folder."""
-        path = self.folder / QUERY
-        if not path.is_file():
-            return None
-        query = read_json_object(path)
-        names, predictions = query.get("names"), query.get("predictions")
-        told = [*names, *predictions] if isinstance(names, list) and isinstance(predictions, dict) else [None]
-        if any(bare_name(name, path) != name for name in told):
-            raise SeggymError(f"{path} is no query of this program: move {self.folder} elsewhere")
         return query
 
     def _new_query(
@@ -205,7 +193,7 @@ class AnnotateFolder:
                 faults.append(str(error))
         if faults:
             return f"{_some(faults, '; ')} ({hint})"
-        unsaved = [name for name in missing if self._untouched(here, name, query)]
+        unsaved = [name for name in missing if is_unsaved(here, name, query)]
         if unsaved and not (self.folder / DONE).is_file():
             return (
                 f"{len(unsaved)} of {len(missing)} predictions in {self.folder} have not been saved by anybody "
@@ -213,14 +201,6 @@ class AnnotateFolder:
                 f"there; {hint}"
             )
         return ""
-
-    def _untouched(self, here: ImageFolder, name: str, query: dict[str, Any]) -> bool:
-        """Whether the annotation of ``name`` is a prediction that nobody has saved."""
-        path = here.annotation_file(name)
-        told = query["predictions"].get(path.name) if path is not None else None
-        if path is None or told is None or int(path.stat().st_mtime) != _UNTOUCHED:
-            return False
-        return hashlib.sha256(read_bytes(path, MAX_TEXT_BYTES)).hexdigest() == told["sha256"]
 
     def _collect(self, images: ImageFolder, missing: Sequence[str]) -> None:
         """Put the annotations beside their images: the files as they are, or LabelMe where one file is for many."""
@@ -238,7 +218,7 @@ class AnnotateFolder:
 
     def _clear(self, images: ImageFolder) -> None:
         """Remove the folder of a query whose images all have their annotations; files of others stay."""
-        query = self._read_query()
+        query = read_query(self.folder)
         if query is None or len(images.annotated(query["names"])) < len(query["names"]):
             return
         here = open_image_folder(self.folder)
@@ -249,6 +229,28 @@ class AnnotateFolder:
             file.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+def read_query(folder: Path) -> dict[str, Any] | None:
+    """The query in the folder ``annotate``, None where there is none; all that it names lies in that folder."""
+    path = folder / QUERY
+    if not path.is_file():
+        return None
+    query = read_json_object(path)
+    names, predictions = query.get("names"), query.get("predictions")
+    told = [*names, *predictions] if isinstance(names, list) and isinstance(predictions, dict) else [None]
+    if any(bare_name(name, path) != name for name in told):
+        raise SeggymError(f"{path} is no query of this program: move {folder} elsewhere")
+    return query
+
+
+def is_unsaved(here: ImageFolder, name: str, query: dict[str, Any]) -> bool:
+    """Whether the annotation of image ``name`` in the folder of ``query`` is a prediction that nobody has saved."""
+    path = here.annotation_file(name)
+    told = query["predictions"].get(path.name) if path is not None else None
+    if path is None or not isinstance(told, dict) or int(path.stat().st_mtime) != _UNTOUCHED:
+        return False
+    return hashlib.sha256(read_bytes(path, MAX_TEXT_BYTES)).hexdigest() == told.get("sha256")
 
 
 def read_checked(folder: ImageFolder, names: Sequence[str], classes: Sequence[str]) -> dict[str, Annotation]:

@@ -2,7 +2,8 @@
 
 A file is known by its content, not by its ending. One that is named like an image (``a.json``, ``a.xml`` or
 ``a.png.json`` for ``a.png``) belongs to that image, whatever name stands in it; any other belongs to the images that it
-names, of which only the last part is looked at. Nothing outside the folder is opened, links are refused.
+names, of which only the last part is looked at, except those with a file of their own. Nothing outside the folder is
+opened, links are refused.
 """
 
 import os
@@ -144,23 +145,22 @@ def _annotation_files(
                     raise SeggymError(f"{file} may belong to {owners[file]} or to {name}: rename one of the images")
                 owners[file] = name
     beside: dict[str, Path] = {}
+    for path in files:
+        if (owner := owners.get(path)) is None:
+            continue
+        if owner in beside:
+            raise SeggymError(f"{owner} is annotated by {beside[owner]} and by {path}: remove one of them")
+        beside[owner] = path
     named: dict[str, tuple[Path, Annotation]] = {}
     for path in files:
-        owner = owners.get(path)
-        if owner is not None:
-            told: Iterable[str] = [owner]
-        else:
-            found = _parse(path, None, None)
-            annotations = found if isinstance(found, dict) else {} if found is None else {found.image: found}
-            told = [name for name in annotations if name in images]
-        for name in told:
-            other = beside.get(name) or (named[name][0] if name in named else None)
-            if other is not None:
-                raise SeggymError(f"{name} is annotated by {other} and by {path}: remove one of them")
-            if owner is not None:
-                beside[name] = path
-            else:
-                named[name] = path, annotations[name]
+        if path in owners:
+            continue
+        found = _parse(path, None, None)
+        annotations = found if isinstance(found, dict) else {} if found is None else {found.image: found}
+        for name in images.keys() & annotations.keys() - beside.keys():
+            if name in named:
+                raise SeggymError(f"{name} is annotated by {named[name][0]} and by {path}: remove one of them")
+            named[name] = path, annotations[name]
     return beside, named
 
 

@@ -256,8 +256,15 @@ def test_folders_in_which_it_is_not_clear_what_belongs_to_what(folder):
     with pytest.raises(SeggymError, match="may belong to"):
         open_image_folder(folder)
     (folder / "a.jpg").unlink()
-    (folder / "all.json").write_text(json.dumps(coco()))
-    with pytest.raises(SeggymError, match=r"a\.png is annotated by"):
+    (folder / "all.json").write_text(json.dumps(coco(segmentation=[[1, 2, 9, 3, 6, 9]])))
+    alone = open_image_folder(folder).annotation("a.png")  # its own file, not the one for all
+    assert alone.instances[0].shapes[0].points.tolist() == TRIANGLE
+    (folder / "a.xml").write_text(xml(""))
+    with pytest.raises(SeggymError, match=r"a\.png is annotated by .*a\.json and by .*a\.xml"):
+        open_image_folder(folder)
+    (folder / "a.xml").unlink()
+    (folder / "a.json").rename(folder / "other.json")
+    with pytest.raises(SeggymError, match=r"a\.png is annotated by .*all\.json and by .*other\.json"):
         open_image_folder(folder)
 
 
