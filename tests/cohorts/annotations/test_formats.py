@@ -13,7 +13,7 @@ from seggym.cohorts.annotations.labelme import with_groups
 from seggym.cohorts.annotations.model import Annotation, Instance, Shape, outline, rasterise, shape_mask
 from seggym.cohorts.annotations.reading import open_image_folder, read_annotation
 from seggym.cohorts.annotations.tracing import predicted_annotation, trace
-from seggym.cohorts.annotations.writing import FORMATS, annotation_files
+from seggym.cohorts.annotations.writing import COCO_FILE, FORMATS, annotation_files
 from seggym.errors import SeggymError
 
 SIZE = (40, 30)
@@ -268,6 +268,28 @@ def test_a_correction_in_another_program_wins_over_the_record(tmp_path):
     assert [shape.kind for shape in found[3].shapes] == ["polygon"]
     assert found[3].shapes[0].points[0, 0] == pytest.approx(outline(EVERYTHING.instances[3].shapes[0])[0, 0] + 3)
     assert found[4] == EVERYTHING.instances[4]  # rounded by a program, not corrected
+
+
+def test_masks_and_boxes_are_those_of_pycocotools(tmp_path):
+    coco_masks = pytest.importorskip("pycocotools.mask")
+    generator = np.random.default_rng(0)
+    wanted, entries = [], []
+    for size in (3, 5, 9, 14):
+        y, x = np.mgrid[:30, :40] + 0.5
+        blob = (y - generator.uniform(5, 25)) ** 2 + (x - generator.uniform(5, 35)) ** 2 < size**2
+        code = coco_masks.encode(np.asfortranarray(blob.astype(np.uint8)))
+        entries.append({"segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
+        wanted.append(blob)
+    found = read(tmp_path, coco(entries), "all.json")
+    np.testing.assert_array_equal(rasterise(found, ["ripe"])[0], wanted)
+    written = json.loads(annotation_files([found], ["ripe"], "coco")[COCO_FILE])["annotations"]
+    for entry, blob in zip(written, wanted, strict=True):
+        again = coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(entry["segmentation"], 30, 40))) > 0
+        assert (again & blob).sum() / (again | blob).sum() > 0.8  # it has another rule for the pixels of the edge
+        rows, columns = np.flatnonzero(blob.any(1)), np.flatnonzero(blob.any(0))
+        box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+        np.testing.assert_allclose(entry["bbox"], box, atol=1.01)
+        assert entry["area"] == pytest.approx(blob.sum(), rel=0.25)
 
 
 @settings(max_examples=40, deadline=None)
