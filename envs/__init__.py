@@ -14,6 +14,8 @@ _SELECTION = "seggym.envs.selection.environment:SelectionEnv"
 _SELECTION_VECTOR = "seggym.envs.selection.environment:SelectionVectorEnv"
 _ADAPTATION = "seggym.envs.adaptation.environment:AdaptationEnv"
 _ADAPTATION_VECTOR = "seggym.envs.adaptation.environment:AdaptationVectorEnv"
+_INSTANCES = "seggym.envs.selection.instances:InstanceSelectionEnv"
+_INSTANCES_VECTOR = "seggym.envs.selection.instances:InstanceSelectionVectorEnv"
 _PHANTOM_SCAN = {"matrix": 128, "crop": 96}
 # What a scanner meets: the echo anywhere near the centre, tilted hearts, either axis, beats out of step.
 _HARD_SCAN = {
@@ -131,6 +133,12 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _SELECTION,
         _SELECTION_VECTOR,
         {"cohort": "images", "size": 32, "learner": "classifier", "metric": "accuracy"},
+    ),
+    # Every object of an image is outlined.
+    "ALSelect-Instances-v0": (
+        _INSTANCES,
+        _INSTANCES_VECTOR,
+        {"cohort": "instances", "size": 64, "learner": "instances", "metric": "map"},
     ),
     # A label map as the action. From one view of the heart to the other.
     "SegAdapt-CAMUS-v0": (

@@ -75,7 +75,7 @@ class SelectionEngine:
         ``changes`` are settings that differ; those of the data and the learner cannot.
         """
         learner, settings = self.learner.sibling(num_envs), replace(self.settings, **changes)
-        return SelectionEngine(self.pool, self.oracle, learner, settings, num_envs, self.device, self.dtype)
+        return type(self)(self.pool, self.oracle, learner, settings, num_envs, self.device, self.dtype)
 
     def _allocate(self) -> None:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -196,7 +196,7 @@ class SelectionEngine:
         self.learner.teach(rows, slices, lessons, keys, self.rounds[rows])
         self.taught[rows] = self.count[rows]
         self._minutes_taught[rows] = self.minutes[rows]
-        self.quality[rows], self.scores[rows] = self._score(self.learner.overlap(rows, "reward"))
+        self.quality[rows], self.scores[rows] = self._measure(self.learner, rows, "reward")
         self._draw_candidates(rows)
         self.rounds[rows] += 1
 
@@ -224,6 +224,10 @@ class SelectionEngine:
         return int(bits[0, int(self.steps[slot])] & (2**63 - 1))
 
     # --- scores -------------------------------------------------------------------------------------------------
+
+    def _measure(self, learner: Learner, rows: Tensor, scored: str) -> tuple[Tensor, Tensor]:
+        """Quality (B,) of ``rows`` of ``learner`` on the set ``scored``, and its mean per class."""
+        return self._score(learner.overlap(rows, scored))
 
     def _score(self, overlap: Overlap) -> tuple[Tensor, Tensor]:
         """Quality (B,) and its mean per class (B, K - 1) (K for a classification) of an overlap (B, cases, K)."""
@@ -254,7 +258,7 @@ class SelectionEngine:
         learner.begin(rows)
         lessons = self.oracle.annotate(samples)[0]
         learner.teach(rows, self.pool.slices[samples], lessons, keys, torch.zeros_like(keys))
-        return self._score(learner.overlap(rows, scored))[0]
+        return self._measure(learner, rows, scored)[0]
 
     def lookahead(self, slot: int, samples: Tensor) -> Tensor:
         """Quality after each of ``samples`` int64 (n,) alone would have been annotated, (n,): it looks at the labels.
@@ -296,7 +300,7 @@ class SelectionEngine:
 
     # --- exact resume -------------------------------------------------------------------------------------------
 
-    _STATE = (
+    _STATE: tuple[str, ...] = (
         "keys",
         "budgets",
         "remaining",

@@ -1,6 +1,6 @@
 """Several pools in one batch, so that an agent learns what holds in all of them and not what one of them wants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,22 +12,42 @@ from seggym.envs.selection.settings import SelectionSettings
 from seggym.envs.selection.sources import build_engine
 from seggym.errors import SeggymError
 
-# What is asked of a batch of episodes, with a leading axis N each.
-_BY_EPISODE = ("keys", "budgets", "remaining", "steps", "candidates", "count", "rounds", "minutes", "quality", "scores")
+# What is asked of a batch of episodes, with a leading axis N each; the last ones where instances are outlined.
+_OF_INSTANCES = ("instances", "vertices")
+_BY_EPISODE = (
+    "keys",
+    "budgets",
+    "remaining",
+    "steps",
+    "candidates",
+    "count",
+    "rounds",
+    "minutes",
+    "quality",
+    "scores",
+    *_OF_INSTANCES,
+)
 
 
 def build_engines(settings: Mapping[str, Any], num_envs: int) -> "SelectionEngine | PooledEngine":
     """The engine of keyword arguments; with a list as ``split_seed`` one that deals the roles anew for each of them."""
+    return pooled(settings, num_envs, build_engine)
+
+
+def pooled(
+    settings: Mapping[str, Any], num_envs: int, build: Callable[[SelectionSettings, int], SelectionEngine]
+) -> "SelectionEngine | PooledEngine":
+    """What ``build`` makes of keyword arguments, once for each of the ``split_seed`` where those are several."""
     seeds = settings.get("split_seed")
     if not isinstance(seeds, (list, tuple)):
-        return build_engine(SelectionSettings(**settings), num_envs)
+        return build(SelectionSettings(**settings), num_envs)
     if not seeds or num_envs % len(seeds):
         raise SeggymError(
             f"split_seed={list(seeds)} deals {len(seeds)} pools, expected at least one, and equally many of the "
             f"num_envs={num_envs} environments for each: change one of them"
         )
     chosen = [SelectionSettings(**{**settings, "split_seed": seed}) for seed in seeds]
-    return PooledEngine([build_engine(one, num_envs // len(seeds)) for one in chosen])
+    return PooledEngine([build(one, num_envs // len(seeds)) for one in chosen])
 
 
 class PooledEngine:

@@ -14,11 +14,11 @@ _CHOICES = {
     "unit": ("slice", "volume", "patient"),
     "ann_type": ("mask", "scribble"),
     "scribbles": ("auto", "stored", "drawn"),
-    "learner": ("probe", "unet", "classifier"),
+    "learner": ("probe", "unet", "classifier", "instances"),
     "action": ("candidates", "pool"),
     "objective": ("final", "area"),
     "reward": ("gain", "gain_per_cost"),
-    "metric": ("dice", "accuracy", "f1"),
+    "metric": ("dice", "accuracy", "f1", "map"),
     "illegal_action": ("noop", "raise", "penalty"),
     "precision": ("fp32", "fp64"),
 }
@@ -38,9 +38,15 @@ _TYPES = {
 }
 
 
+# What can be asked of cohorts that are not segmented pixel by pixel: metrics and learners.
+_TASKS = {"images": (("accuracy", "f1"), ("classifier",)), "instances": (("map",), ("instances",))}
+_SEGMENTATION = (("dice",), ("probe", "unet"))
+
+
 @dataclass(frozen=True)
 class Costs:
-    """Minutes of an annotator: per slice with a ``mask`` or a ``scribble``, and per ``volume`` that is opened.
+    """Minutes of an annotator: per slice with a ``mask`` or a ``scribble``, and per ``volume`` that is opened; where
+    objects are outlined one by one, per image (``volume``) and ``instance``.
 
     The defaults are assumptions (three structures of a heart outlined in three minutes, a stroke per class in half a
     minute), not measurements: set your own.
@@ -49,6 +55,7 @@ class Costs:
     mask: float = 3.0
     scribble: float = 0.5
     volume: float = 1.0
+    instance: float = 0.5
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -72,9 +79,10 @@ class SelectionSettings:
     Episode: ``initial`` samples annotated at its start, ``budget`` (samples after those; a number or a range [low,
     high] drawn per episode), ``samples_per_query`` (picks per retraining), ``action`` (one of ``candidates`` drawn from
     the pool for each query, or the whole "pool"), ``illegal_action``, ``illegal_penalty``.
-    Reward: ``metric`` (per-volume "dice"; "accuracy" or "f1" of a classification), ``objective`` (final quality or area
-    under the curve), ``reward`` ("gain", or "gain_per_cost": gain per minute of annotation), ``costs`` (minutes, fields
-    of :class:`Costs`), ``cost_weight`` (what an hour costs, in units of quality: the part "cost" of the reward).
+    Reward: ``metric`` (per-volume "dice"; "accuracy" or "f1" of a classification; "map" of instances), ``objective``
+    (final quality or area under the curve), ``reward`` ("gain", or "gain_per_cost": gain per minute of annotation),
+    ``costs`` (minutes, fields of :class:`Costs`), ``cost_weight`` (what an hour costs, in units of quality: the part
+    "cost" of the reward).
     ``scored`` (sets that ``engine.evaluate`` can score: "reward" and, where wanted, "val" and "test").
     Observation: ``observation`` (parts, see :data:`OBSERVATIONS`), ``state_slices`` (slices of the state set that the
     learner's state is read from, at most), ``class_slots`` (entries of a class histogram; None: the cohort's classes.
@@ -156,10 +164,11 @@ class SelectionSettings:
             for name, value in expected.items():
                 if getattr(self, name) != value:
                     raise SeggymError(f"{name}={getattr(self, name)!r} is for segmentation: leave {value!r} for images")
-        if self.classification != (self.metric != "dice") or self.classification != (self.learner == "classifier"):
+        metrics, learners = _TASKS.get(self.cohort, _SEGMENTATION)
+        if self.metric not in metrics or self.learner not in learners:
             raise SeggymError(
-                f"metric={self.metric} and learner={self.learner} do not suit cohort={self.cohort}: images are "
-                "classified (learner=classifier, metric=accuracy or f1), everything else is segmented (metric=dice)"
+                f"metric={self.metric} and learner={self.learner} do not suit cohort={self.cohort}, expected metric="
+                f"{' or '.join(metrics)} and learner={' or '.join(learners)}; mend them"
             )
 
     @property

@@ -38,6 +38,11 @@ def kwargs_of(tmp_path_factory, untrained_encoder):
         kwargs = {"budget": [2, 4], "initial": 2, "candidates": 5, "device": "cpu", "size": 32}
         if cohort == "phantom":
             kwargs["cohort_options"] = {"patients": 6, "test_patients": 2}
+        elif cohort == "instances":
+            # Every class is in the reward set: the precision of an absent one is no number.
+            kwargs["cohort_options"] = {"images": 60, "variant": "balanced"}
+            kwargs["learner_options"] = {"first_iterations": 2, "iterations": 1, "batch": 2, "width": 8, "proposals": 4}
+            return kwargs
         else:
             kwargs["data_root"] = str(root / cohort)
             if not (root / cohort).is_dir():
@@ -99,11 +104,12 @@ def test_the_defaults_of_v0(kwargs_of, name):
         "noop",
         "candidates",
     )
-    classification = "Classification" in name
-    assert plain.learner == ("classifier" if classification else "probe")
-    assert plain.metric == ("accuracy" if classification else "dice")
-    assert plain.size == (32 if classification else 96)
-    assert plain.spacing == (2.0 if name.split("-")[1] in ("ACDC", "Phantom", "MSCMR") else None)
+    kind = name.split("-")[1]
+    assert (plain.learner, plain.metric, plain.size) == {
+        "Classification": ("classifier", "accuracy", 32),
+        "Instances": ("instances", "map", 64),
+    }.get(kind, ("probe", "dice", 96))
+    assert plain.spacing == (2.0 if kind in ("ACDC", "Phantom", "MSCMR") else None)
     classes = len(env.unwrapped.engine.pool.class_names)
     space = env.observation_space
     assert space["candidates"].shape == (min(32, len(env.unwrapped.engine.pool)), 14 + classes)
@@ -163,7 +169,7 @@ def test_what_is_wrong_is_one_sentence(kwargs_of):
     name = "ALSelect-Phantom-v0"
     cases = [
         ({"budget": 5000}, "budget=5000 goes up to 5000"),
-        ({"learner": "forest"}, "learner='forest' is unknown, expected one of probe, unet, classifier"),
+        ({"learner": "forest"}, "learner='forest' is unknown, expected one of probe, unet, classifier, instances"),
         ({"learner_options": {"ridges": 1.0}}, "learner_options.ridges is unknown, expected some of ridge, balance"),
         ({"learner": "unet", "learner_options": {"start": "again"}}, "expected scratch or fine_tune"),
         ({"encoder": "nowhere"}, "train one with `python agents/train_encoder.py cohort=phantom name=nowhere`"),
