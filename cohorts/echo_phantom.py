@@ -24,7 +24,7 @@ FRAMES = tuple(f"{view}_{instant}" for view in VIEWS for instant in INSTANTS)
 # Side of the field of view, so that the ventricles are as long as people's.
 SIDE_MM = 160.0
 # To be raised whenever the same arguments draw other images: fingerprints depend on it.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 
 def open_echo(root: str | os.PathLike[str], *, patients: int = 100, size: int = 128, seed: int = 0) -> Cohort:

@@ -76,7 +76,8 @@ class Apical:
         leg = mitral + np.where(across < 0, *self.legs) * beside
         ventricle = np.maximum(np.abs(across) - cavity, -mitral)
         epicardium = np.maximum(np.abs(across) - outer, -leg)
-        return Distances(ventricle, epicardium, self._atrium(mitral, across, base), mitral, across)
+        # The ripple may widen the cavity beyond its base; none of it is to lie open between wall and atrium.
+        return Distances(ventricle, epicardium, self._atrium(mitral, across, (1 + amplitude) * base), mitral, across)
 
     def label(self, positions: Positions) -> NDArray[np.uint8]:
         """Label map at ``positions``: 0 background, 1 left ventricle, 2 myocardium, 3 left atrium."""
@@ -125,18 +126,20 @@ def draw_apical(rng: np.random.Generator, heart: dict[str, float], view: str) ->
     apex = complex(rng.normal(0, 0.03), rng.uniform(0.14, 0.22))
     axis = complex(-1j * np.exp(1j * tilt))
     taper = rng.uniform(0.05, 0.3)
+    # A thinner wall around so wide a cavity would break the rule of their widths wherever pixels are coarse.
+    wall = max(heart["wall"] * rng.uniform(0.9, 1.1), 0.38 * width)
     return Apical(
         mitral=apex - (length + 0.04) * axis,
         tilt=float(tilt),
         length=length,
         width=width,
-        wall=heart["wall"] * rng.uniform(0.9, 1.1),
-        wall_apex=heart["wall"] * rng.uniform(0.6, 0.95),
+        wall=wall,
+        wall_apex=wall * rng.uniform(0.6, 0.95),
         taper=taper,
         bend=rng.normal(0, 0.012),
         ripple=(rng.uniform(0.0, 0.06), rng.uniform(0, 6.28), rng.uniform(0, 6.28)),
         slant=rng.normal(0, 0.08),
-        legs=(rng.uniform(-0.5, 0.7), rng.uniform(-0.5, 0.7)),
+        legs=(rng.uniform(-0.3, 0.5), rng.uniform(-0.3, 0.5)),
         atrium=(heart["atrium"] * rng.uniform(0.9, 1.1), width * (1 - taper) * rng.uniform(1.0, 1.25)),
     )
 
@@ -146,8 +149,8 @@ def draw_heart(rng: np.random.Generator) -> dict[str, float]:
     dilated = rng.random() < 0.25
     return {
         "length": rng.uniform(0.40, 0.52),
-        "width": rng.uniform(0.13, 0.17) if dilated else rng.uniform(0.085, 0.13),
+        "width": rng.uniform(0.13, 0.17) if dilated else rng.uniform(0.095, 0.135),
         "wall": rng.uniform(0.045, 0.07),
         "atrium": rng.uniform(0.17, 0.30),
-        "ejection": rng.uniform(0.12, 0.3) if dilated else rng.uniform(0.28, 0.5),
+        "ejection": rng.uniform(0.12, 0.3) if dilated else rng.uniform(0.28, 0.46),
     }
