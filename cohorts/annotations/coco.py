@@ -29,24 +29,27 @@ def parse_coco(content: dict[str, Any], path: Path) -> dict[str, Annotation]:
     """
     checked = Checked(path)
     labels = {
-        entry.get("id"): checked.label(entry.get("name"), f"category {number}")
+        _key(checked, entry.get("id"), f"category {number}"): checked.label(entry.get("name"), f"category {number}")
         for number, entry in enumerate(_objects(checked, content, "categories"), 1)
     }
     images: dict[Any, tuple[str, int, int]] = {}
     found: dict[Any, list[Instance]] = {}
+    names: set[str] = set()
     for number, entry in enumerate(_objects(checked, content, "images"), 1):
         name = bare_name(entry.get("file_name"), path, f"file_name of image {number}")
-        key = entry.get("id")
-        if not isinstance(key, (int, str)) or key in images or any(name == known for known, *_ in images.values()):
-            raise checked.fault(f"image {number} ({name})", "has the id or name of another, or no id: make it unique")
+        key = _key(checked, entry.get("id"), f"image {number}")
+        if key in images or name in names:
+            raise checked.fault(f"image {number} ({name})", "has the id or name of another: make it unique")
+        names.add(name)
         images[key] = name, *checked.size(entry.get("width"), entry.get("height"))
         found[key] = []
     for number, entry in enumerate(_objects(checked, content, "annotations"), 1):
-        where, key = f"annotation {number}", entry.get("image_id")
-        if not isinstance(key, (int, str)) or key not in images:
+        where = f"annotation {number}"
+        key = _key(checked, entry.get("image_id"), where)
+        if key not in images:
             raise checked.fault(where, f"is of the image {str(key)[:40]!r}, which is not listed: add it to 'images'")
-        category = entry.get("category_id")
-        if not isinstance(category, (int, str)) or category not in labels:
+        category = _key(checked, entry.get("category_id"), where)
+        if category not in labels:
             raise checked.fault(where, f"is of category {str(category)[:40]!r}, which is not listed: add it")
         if entry.get("iscrowd"):
             continue
@@ -100,6 +103,12 @@ def _entry(instance: Instance) -> dict[str, Any]:
 def _area(points: np.ndarray) -> float:
     x, y = points.T
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def _key(checked: Checked, found: Any, where: str) -> int | str:
+    if isinstance(found, (int, str)):
+        return found
+    raise checked.fault(where, f"has the id {str(found)[:40]}, expected a number: export the file again")
 
 
 def _objects(checked: Checked, content: dict[str, Any], key: str) -> list[dict[str, Any]]:

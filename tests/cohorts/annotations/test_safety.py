@@ -1,7 +1,9 @@
 """Files of strangers: whatever they ask for, the answer is one sentence, soon, and nothing outside is opened."""
 
+import contextlib
 import json
 import os
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -9,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from seggym.cohorts.annotations import limits
 from seggym.cohorts.annotations.limits import bare_name, image_size, read_bytes, read_image
+from seggym.cohorts.annotations.model import Annotation, Instance, Shape, rasterise
 from seggym.cohorts.annotations.reading import open_image_folder
+from seggym.cohorts.annotations.writing import annotation_files
 from seggym.errors import SeggymError
 
 TRIANGLE = [[1, 2], [11, 3], [6, 12]]
@@ -91,7 +97,7 @@ def refused(folder, content, name="a.json"):
         (labelme(imageWidth=41), "annotate the image itself"),
         (labelme(points=[[0.5, 0.5]] * 20_001), "exceeds 20,000 points"),
         (coco(image_id=2), "which is not listed"),
-        (coco(image_id=[1]), "which is not listed"),
+        (coco(image_id=[1]), "has the id [1], expected a number"),
         (coco(category_id=2), "which is not listed"),
         (coco(segmentation=[]), "has no outline"),
         (coco(segmentation=[[1, 2, 3]]), "no list of x and y"),
@@ -112,6 +118,81 @@ def refused(folder, content, name="a.json"):
 )
 def test_json_that_is_not_as_expected(folder, content, expected):
     assert expected in refused(folder, content)
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**12),
+    st.floats(),
+    st.text(max_size=4),
+    st.just([]),
+    st.just({}),
+    st.just([[1, 2]]),
+    st.just({"x": 1}),
+)
+
+
+def mutated(data, content):
+    """``content`` with one of its values replaced or removed."""
+    root = holder = {"": content}
+    key = ""
+    while isinstance(holder[key], (dict, list)) and holder[key] and data.draw(st.booleans()):
+        holder = holder[key]
+        key = data.draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
+    if isinstance(holder, dict) and key and data.draw(st.booleans()):
+        del holder[key]
+    else:
+        holder[key] = data.draw(VALUES)
+    return root[""]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_whatever_changes_in_a_file_it_is_read_or_refused(tmp_path_factory, data):
+    found = Annotation(
+        "a.png",
+        40,
+        30,
+        (
+            Instance("ripe", 2 * (Shape("polygon", np.array(TRIANGLE)),), 1, 0.5),
+            Instance("raw", (Shape("circle", np.array(TRIANGLE[:2])),), 2),
+        ),
+    )
+    form = data.draw(st.sampled_from(["labelme", "darwin", "coco"]))
+    (content,) = annotation_files([found], ["raw", "ripe"], form).values()
+    folder = tmp_path_factory.mktemp("changed")
+    Image.new("RGB", (40, 30)).save(folder / "a.png")
+    (folder / "a.json").write_text(json.dumps(mutated(data, json.loads(content))))
+    with contextlib.suppress(SeggymError):
+        read = open_image_folder(folder).annotation("a.png")
+        assert (read.width, read.height) == (40, 30)
+        assert rasterise(read, sorted({instance.label for instance in read.instances}))[0].shape[1:] == (30, 40)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_whatever_changes_in_xml_it_is_read_or_refused(tmp_path_factory, data):
+    text = xml(
+        "<object><name>a</name><id>0</id><parts><hasparts>1</hasparts><ispartof/></parts><polygon><pt><x>1</x><y>2</y>"
+        "</pt><pt><x>9</x><y>2</y></pt><pt><x>5</x><y>8</y></pt></polygon><attributes>score=0.5</attributes></object>"
+    )
+    images = (
+        '<annotations><image name="a.png" width="40" height="30"><polygon label="a" points="1,2;9,2;5,8" group_id="1"/>'
+        '<box label="a" xtl="1" ytl="2" xbr="5" ybr="6"/><ellipse label="a" cx="9" cy="9" rx="2" ry="3"/>'
+        '<mask label="a" rle="1,2,1" left="3" top="4" width="2" height="2"/></image></annotations>'
+    )
+    text = data.draw(st.sampled_from([text, images]))
+    values = [match.span(1) for match in re.finditer(r'>([^<>]+)<|(?<==")([^"]*)"', text) if match.group(1)]
+    values += [match.span(1) for match in re.finditer(r'="([^"]*)"', text)]
+    start, end = data.draw(st.sampled_from(values))
+    letters = st.text(st.sampled_from("0123456789.,;-eainf x"), max_size=5)
+    folder = tmp_path_factory.mktemp("changed")
+    Image.new("RGB", (40, 30)).save(folder / "a.png")
+    (folder / "a.xml").write_text(text[:start] + data.draw(letters) + text[end:])
+    with contextlib.suppress(SeggymError):
+        read = open_image_folder(folder).annotation("a.png")
+        rasterise(read, sorted({instance.label for instance in read.instances}))
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;">]>'
