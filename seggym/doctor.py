@@ -80,7 +80,8 @@ def _selection_row(settings: SelectionSettings) -> tuple[str, str, str]:
         "action_mask": f"int8 ({rows},)",
     }
     observation = ", ".join(f"{part} {shapes[part]}" for part in settings.observation)
-    return f"Discrete({rows})", observation, "nothing" if settings.cohort in ("phantom", "images") else "data_root"
+    needs = "nothing" if settings.cohort in ("phantom", "images", "instances") else "data_root"
+    return f"Discrete({rows})", observation, needs
 
 
 def _computing(advice: list[str]) -> Iterator[str]:
