@@ -1,6 +1,5 @@
 """One file, several experiments: what differs between them, and what each is called."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +92,3 @@ def _name(number: int, one: dict[str, Any], equal: bool) -> str:
     if one["strategies"] not in ("uncertainty", "certainty"):
         return f"{one['strategies']}_{pool}"
     return f"{one['strategies']}_{one['mode']}_{one['dropout_probability']:g}_{one['mcd_iterations']}_{pool}"
-
-
-def seeds(found: Sequence[Experiment]) -> list[int]:
-    """The different seeds, in order."""
-    return list(dict.fromkeys(one.seed for one in found))

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from seggym.errors import SeggymError
-from seggym.reward_models.instances.geometry import box_ious, mask_ious
+from seggym.reward_models.instances.geometry import PIXELS, box_ious, mask_ious
 from seggym.reward_models.instances.segmenter import Detections
 
 MODES = ("mean", "min")
 # Share of the members of an observation that must have a pixel of its mask.
 _CONSENSUS = 0.25
-# Pixels of masks that are held at once, as float32.
+# Pixels of the masks of several images that are held at once.
 _HELD = 1 << 27
 
 
@@ -107,8 +107,10 @@ def _observe(detections: Sequence[Detections], passes: int, threshold: float) ->
     members = member.sum(2)
     at_least_one = members.clamp_min(1)
     semantic = (member * _semantic(probabilities)[:, None]).sum(2) / at_least_one
-    share = torch.einsum("nmk,nkp->nmp", member.float(), masks.flatten(2).float()) / at_least_one[..., None].float()
-    consensus = (share >= _CONSENSUS).unflatten(2, masks.shape[2:])
+    wanted = (_CONSENSUS * at_least_one)[..., None].float()
+    # Votes are counted piece by piece: as numbers all masks of a large image would not fit.
+    votes = [member.float() @ piece.float() >= wanted for piece in masks.flatten(2).split(PIXELS, 2)]
+    consensus = torch.cat(votes, 2).unflatten(2, masks.shape[2:])
     mask_iou = (member * mask_ious(consensus, masks)).sum(2) / at_least_one
     mean_box = member @ boxes / at_least_one[..., None]
     box_iou = (member * box_ious(mean_box, boxes)).sum(2) / at_least_one

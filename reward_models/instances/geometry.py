@@ -12,7 +12,9 @@ _LARGEST_STEP = 4.0
 # The variances by which box offsets are scaled (Girshick, Fast R-CNN; Detectron2's BBOX_REG_WEIGHTS).
 _OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 # Pixels whose masks are multiplied at a time.
-_PIXELS = 1 << 16
+PIXELS = 1 << 16
+# Pixels of masks that are pasted at a time.
+_PASTED = 1 << 23
 
 
 def box_areas(boxes: Tensor) -> Tensor:
@@ -37,8 +39,8 @@ def mask_ious(first: Tensor, second: Tensor) -> Tensor:
     one, two = first.flatten(-2), second.flatten(-2)
     shared = torch.zeros(*one.shape[:-1], two.shape[-2], dtype=torch.float64, device=one.device)
     # Pieces of 2^16 pixels: their counts are exact in float32, and so is the sum in float64.
-    for start in range(0, one.shape[-1], _PIXELS):
-        piece = slice(start, start + _PIXELS)
+    for start in range(0, one.shape[-1], PIXELS):
+        piece = slice(start, start + PIXELS)
         shared += one[..., piece].float() @ two[..., piece].float().transpose(-1, -2)
     union = one.sum(-1)[..., :, None] + two.sum(-1)[..., None, :] - shared
     return shared / union.clamp_min(1)
@@ -121,6 +123,15 @@ def paste_masks(patches: Tensor, boxes: Tensor, height: int, width: int) -> Tens
 
     A pixel belongs to a mask where the bilinear sample at its centre is above 0 and within the box.
     """
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    step = max(1, _PASTED // (height * width))
+    for start in range(0, len(boxes), step):
+        rows = slice(start, start + step)
+        masks[rows] = _paste(patches[rows], boxes[rows], height, width)
+    return masks
+
+
+def _paste(patches: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
     sizes = (boxes[:, 2:] - boxes[:, :2]).clamp_min(1e-3)
     x = (torch.arange(width, device=boxes.device) + 0.5 - boxes[:, :1]) / sizes[:, :1]
     y = (torch.arange(height, device=boxes.device) + 0.5 - boxes[:, 1:2]) / sizes[:, 1:]
