@@ -125,8 +125,8 @@ def build_reward_pairs(
         kept, origins = gold, ["labels"] * len(images)
     if not bool(kept.any()):
         raise SeggymError(
-            f"no reward pair results from {len(images)} images: none of the policy's masks is valid and no correction "
-            "is; train the policy longer, loosen the rules or use another corrector"
+            f"no reward pair results from {len(images)} images: no mask of the policy is valid and agrees with its "
+            "correction, and none is mended; train the policy longer, lower agreement or use another corrector"
         )
     chosen = kept.nonzero()[:, 0]
     picked = _Picked(images[chosen], truth[chosen], greedy[chosen], logits[chosen], gold[chosen])
@@ -189,9 +189,12 @@ def _believed(
     for number, mask in enumerate(masks):
         correction = corrector.correct(mask)
         gold[number] = bool(valid[number]) and float(correction.agreement) > settings.agreement
-        kept[number] = bool(gold[number]) or (settings.corrections and bool(correction.valid))
+        corrected = np.asarray(correction.mask)
+        # A valid mask that a corrector doubts and leaves as it is teaches nothing: nobody vouches for it.
+        mended = settings.corrections and bool(correction.valid) and bool((corrected != mask).any())
+        kept[number] = bool(gold[number]) or mended
         if not gold[number]:
-            truth[number] = torch.as_tensor(np.asarray(correction.mask)).to(truth)
+            truth[number] = torch.as_tensor(corrected).to(truth)
     return truth, gold, kept
 
 

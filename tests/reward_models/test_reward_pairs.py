@@ -95,6 +95,9 @@ def test_agreement_decides_about_gold_standards(images):
     pairs, anchors = build(images[:1], settings, corrector=Dislikes())
     assert len(anchors.names) == 0
     assert bool((pairs.truths == 1).all())
+    doubts = type("Doubts", (), {"correct": lambda self, mask: Correction(mask, True, 0.94)})()
+    with pytest.raises(SeggymError, match="no reward pair results from 1 images"):
+        build(images[:1], settings, corrector=doubts)
     _, anchors = build(images[:1], PairSettings(agreement=0.9), corrector=Dislikes())
     assert anchors.names == ("image0",)
 
