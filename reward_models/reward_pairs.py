@@ -24,6 +24,10 @@ _CELLS = (1, 4)
 _PATCH_CELLS = 6
 
 
+class NoPairs(SeggymError):
+    """Nothing that a policy draws can be held to be true, nor mended."""
+
+
 class Rules(Protocol):
     """Anatomical validity."""
 
@@ -104,7 +108,7 @@ def build_reward_pairs(
 
     ``policy`` maps images to (logits (B, K, H, W), features). Without ``rules`` every mask counts as valid, without a
     ``corrector`` none is corrected and all valid masks are gold standards. With ``truths`` uint8 (n, H, W), the labels
-    of a source domain, these are the truth of every image whatever the policy draws. Raises :class:`SeggymError` where
+    of a source domain, these are the truth of every image whatever the policy draws. Raises :class:`NoPairs` where
     no pair results, which is what an all-background policy leads to.
     """
     settings = settings or PairSettings()
@@ -124,7 +128,7 @@ def build_reward_pairs(
         truth, gold = truths.to(torch.uint8), torch.ones(len(images), dtype=torch.bool)
         kept, origins = gold, ["labels"] * len(images)
     if not bool(kept.any()):
-        raise SeggymError(
+        raise NoPairs(
             f"no reward pair results from {len(images)} images: no mask of the policy is valid and agrees with its "
             "correction, and none is mended; train the policy longer, lower agreement or use another corrector"
         )

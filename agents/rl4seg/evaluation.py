@@ -12,6 +12,7 @@ from seggym.agents.rl4seg.results import EVALUATION, FORMAT, METRICS, SUBJECT
 from seggym.agents.rl4seg.scoring import Scores
 from seggym.agents.rl4seg.stages import actor, load_reward
 from seggym.agents.rl4seg.supervised import label_maps, probabilities
+from seggym.agents.rl4seg.test_time import STAGE
 from seggym.agents.rl4seg.trial import ACTOR, Trial, load_masks
 from seggym.files import write_atomic, write_json
 from seggym.reward_models import statistics, uncertainty
@@ -25,6 +26,11 @@ def evaluate(trial: Trial, iterations: int, uncertain: bool = True) -> dict[str,
     """Score the policies of ``iterations`` and the baselines that there are, and write the results."""
     methods = {name: _scored(trial, masks) for name, masks in _policies(trial, iterations).items()}
     facts: dict[str, dict[str, Any]] = {name: {"privileged": False, "note": "RL4Seg"} for name in methods}
+    record = trial.folder.facts(STAGE)
+    if record is not None:
+        name = f"{SUBJECT}_tto"
+        methods[name] = _scored(trial, load_masks(trial.folder.root / STAGE))
+        facts[name] = {**record["facts"], "privileged": False, "note": "RL4Seg, optimised for single images"}
     for name in BASELINES:
         record = trial.folder.facts(f"baselines/{name}")
         if record is not None:

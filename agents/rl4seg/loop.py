@@ -13,6 +13,7 @@ from seggym.agents.rl4seg import stages
 from seggym.agents.rl4seg.baselines.registry import run_baseline
 from seggym.agents.rl4seg.evaluation import evaluate
 from seggym.agents.rl4seg.settings import RunSettings
+from seggym.agents.rl4seg.test_time import run_test_time
 from seggym.agents.rl4seg.trial import ACTOR, Trial, open_trial
 from seggym.errors import SeggymError
 
@@ -47,7 +48,10 @@ def run(settings: RunSettings, stage: str = "all", iteration: int | None = None,
             for name in settings.baselines:
                 _timed(say, f"baselines/{name}", partial(run_baseline, trial, name))
         if stage in ("all", "evaluate"):
-            evaluate(trial, finished(trial))
+            last = finished(trial)
+            if settings.tto != "off" and last:
+                _timed(say, "test-time optimisation", lambda: run_test_time(trial, last, settings.tto))
+            evaluate(trial, last)
         return trial
 
 

@@ -10,7 +10,8 @@ from seggym.configs.checking import build
 from seggym.errors import SeggymError
 
 STAGES = ("all", "pretrain", "predict", "reward", "ppo", "baselines", "evaluate", "severity")
-STARTS = ("plain", "augmented")
+STARTS = ("plain", "histogram", "fda", "augmented")
+TEST_TIME = ("off", "on", "force")
 LOOKS = ("plain", "histogram", "augmented")
 
 
@@ -69,7 +70,9 @@ class RunSettings:
     """One seed of a run. The groups of other modules stay plain values until those check them.
 
     ``widths`` are those of every segmentation network. ``start`` is the source network that RL4Seg and the baselines
-    which adapt a network begin with: trained on source images as they are (plain), or on strongly augmented ones.
+    which adapt a network begin with: trained on source images as they are (plain), with the histograms (histogram) or
+    low-frequency amplitudes (fda) of target images, or strongly augmented. ``tto`` optimises the last policy for single
+    test images: off, on (those whose mask breaks a rule) or force (all).
     """
 
     out: str
@@ -87,19 +90,22 @@ class RunSettings:
     widths: Sequence[int] = (12, 24, 48, 96)
     start: str = "plain"
     augmentation: Mapping[str, Any] = field(default_factory=dict)
+    tto: str = "off"
     threads: int = 1
     device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise SeggymError(f"start={self.start!r} is unknown; {nearest(self.start, STARTS)}")
+        if self.tto not in TEST_TIME:
+            raise SeggymError(f"tto={self.tto!r} is unknown; {nearest(self.tto, TEST_TIME)}")
         if self.seed < 0 or self.threads < 1:
             raise SeggymError(f"seed={self.seed} must not be negative and threads={self.threads} at least 1")
 
     def identity(self) -> dict[str, Any]:
         """All that the networks follow from, plain JSON: not where the run lies, nor which baselines it is given."""
         content = asdict(self)
-        return {key: value for key, value in content.items() if key not in ("out", "baselines")}
+        return {key: value for key, value in content.items() if key not in ("out", "baselines", "tto")}
 
 
 def run_settings(values: Mapping[str, Any]) -> RunSettings:

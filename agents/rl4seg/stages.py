@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from seggym.agents.pixel.settings import PixelSettings
 from seggym.agents.pixel.training import Trained, shrink_perturb, train_pixel_ppo
-from seggym.agents.rl4seg.baselines.styles import augmented, histogram_matched
+from seggym.agents.rl4seg.baselines.styles import augmented, fourier_styled, histogram_matched
 from seggym.agents.rl4seg.selection import Evidence, choose, evidence
 from seggym.agents.rl4seg.supervised import Style, dice_score, fit, label_maps, seeded
 from seggym.agents.rl4seg.trial import ACTOR, PRIOR, Trial
@@ -30,7 +30,7 @@ from seggym.reward_models.error_net import ErrorNet, RewardMap, load_error_net
 from seggym.reward_models.error_training import ErrorNetSettings, train_error_net
 from seggym.reward_models.networks import UNet
 from seggym.reward_models.reward_dataset import RewardDataset, join_reward_datasets, load_reward_dataset
-from seggym.reward_models.reward_pairs import PairSettings, build_reward_pairs
+from seggym.reward_models.reward_pairs import NoPairs, PairSettings, build_reward_pairs
 from seggym.reward_models.shape_prior import PriorSettings, train_shape_prior
 
 ANCHORS, CHOICE, LOG = "anchors.npz", "choice.json", "ppo.json"
@@ -55,16 +55,18 @@ def train_source(trial: Trial, folder: Path, what: str, start: str, norm: str = 
     assert val.masks is not None
     fitted = fit(
         trial.network(norm, what), source.images, source.masks, trial.settings.pretrain, trial.seed(what),
-        style=strong_style(trial) if start == "augmented" else None,
+        style=None if start == "plain" else style_of(trial, start),
         score=dice_score(val.images, val.masks, trial.num_classes),
     )  # fmt: skip
     trial.save(folder, fitted.network, source.patients, source_val_dice=fitted.best)
     return {"source_val_dice": fitted.best, "updates": trial.settings.pretrain.iterations}
 
 
-def strong_style(trial: Trial) -> Style:
-    """Strong augmentation of the run's family of shifts."""
-    return augmented(**trial.settings.augmentation)
+def style_of(trial: Trial, name: str) -> Style:
+    """How source images are changed: by target images (histogram, fda) or by the run's family of shifts (augmented)."""
+    if name == "augmented":
+        return augmented(**trial.settings.augmentation)
+    return {"histogram": histogram_matched, "fda": fourier_styled}[name](trial.pair.target_train.images)
 
 
 def _train_prior(trial: Trial, folder: Path) -> dict[str, Any]:
@@ -86,15 +88,25 @@ def _predict(trial: Trial, iteration: int, folder: Path) -> dict[str, Any]:
     what = f"{iteration}/rewards"
     settings = replace(trial.pair_settings, seed=trial.seed(what))
     target = pair.target_train
-    dataset, anchors = build_reward_pairs(
-        policy, target.images, target.patients, target.names, trial.corrector(), pair.rules, settings,
-        class_names=pair.class_names,
-    )  # fmt: skip
-    counts = {"target_images": len(target.images), "used": len(dataset.names), "anchors": len(anchors.images)}
     known = [_source_pairs(trial, policy, what, look, settings) for look in trial.settings.loop.source_looks]
-    dataset = join_reward_datasets([dataset, *known])
+    counts = {"target_images": len(target.images), "used": 0, "anchors": 0}
+    shape = (0, *target.images.shape[1:])
+    arrays: dict[str, Any] = {"images": np.zeros(shape, np.float32), "masks": np.zeros(shape[:1] + shape[2:], np.uint8)}
+    try:
+        found, anchors = build_reward_pairs(
+            policy, target.images, target.patients, target.names, trial.corrector(), pair.rules, settings,
+            class_names=pair.class_names,
+        )  # fmt: skip
+    except NoPairs:
+        # Nothing that the policy draws can be believed: the source alone then says what an error is.
+        if not known:
+            raise
+    else:
+        known.append(found)
+        counts |= {"used": len(found.names), "anchors": len(anchors.images)}
+        arrays = {"images": anchors.images.cpu().numpy(), "masks": anchors.masks.cpu().numpy()}
+    dataset = join_reward_datasets(known)
     dataset.save(folder)
-    arrays: dict[str, Any] = {"images": anchors.images.cpu().numpy(), "masks": anchors.masks.cpu().numpy()}
     write_atomic(folder / ANCHORS, lambda path: np.savez_compressed(path, **arrays))
     return {**counts, "pairs": len(dataset)}
 
@@ -105,7 +117,7 @@ def _source_pairs(trial: Trial, policy: nn.Module, what: str, look: str, setting
     assert source.masks is not None
     images = source.images
     if look != "plain":
-        style = strong_style(trial) if look == "augmented" else histogram_matched(trial.pair.target_train.images)
+        style = style_of(trial, look)
         with seeded(trial.seed(f"{what}, {look}")):
             images = style(images, torch.arange(len(images)))
     names = [f"source {look} {name}" for name in source.names]

@@ -27,6 +27,7 @@ def small_adaptation(out: Path, **changed: Any) -> RunSettings:
         "domains": DOMAINS,
         "widths": [12, 24, 32],
         "start": "plain",
+        "tto": "off",
         "augmentation": {"kinds": ["gain", "gamma"]},
         "pretrain": {"iterations": 120, "batch": 8, "learning_rate": 5e-3, "validate_every": 40},
         "prior": {"iterations": 20, "batch": 8, "widths": [8, 16, 16], "latent": 8},

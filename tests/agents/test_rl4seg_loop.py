@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_adaptations import quiet, small_adaptation, written
 
-from seggym.agents.rl4seg import loop, stages
+from seggym.agents.rl4seg import loop, stages, test_time
 from seggym.agents.rl4seg.baselines import registry
 from seggym.agents.rl4seg.baselines.registry import BASELINES
 from seggym.agents.rl4seg.report import finished_runs, summarise, write_report
@@ -266,7 +266,7 @@ def test_a_network_of_other_classes_is_one_sentence(run, tmp_path):
 
 
 def test_a_policy_of_background_alone_is_one_sentence(run):
-    settings = replace(small_adaptation(run, domains={"rules": "camus"}), prior={})
+    settings = replace(small_adaptation(run, domains={"rules": "camus"}, loop={"source_looks": []}), prior={})
     shutil.rmtree(run)
     loop.run(settings, "pretrain", say=quiet)
     trial = open_trial(settings)
@@ -278,9 +278,47 @@ def test_a_policy_of_background_alone_is_one_sentence(run):
     trial.folder.stage("0/actor", [], lambda folder: trial.save(folder, network, ("nobody",)) or {})
     with pytest.raises(SeggymError, match="no reward pair results"):
         loop.run(settings, "predict", say=quiet)
+    assert not (run / "1/rewards/finished.json").exists()
     score = trial.score(label_maps(network, trial.pair.target_test.images), trial.pair.target_test)
     assert (np.nan_to_num(score.dice) == 0).all()
     assert not score.valid.any()
+
+
+def test_without_a_mask_to_believe_the_source_says_what_an_error_is(tmp_path):
+    settings = small_adaptation(tmp_path / "run", pairs={"agreement": 1.0, "corrections": False})
+    for stage in ("pretrain", "predict", "reward", "ppo"):
+        loop.run(settings, stage, say=quiet)
+    facts = read_json(tmp_path / "run/1/rewards/finished.json")["facts"]
+    assert (facts["used"], facts["anchors"]) == (0, 0)
+    assert facts["pairs"] > 0
+    assert stages.load_anchors(open_trial(settings), 1) is None
+    assert read_json(tmp_path / "run/1/actor/choice.json")["candidates"]["supervised"]["agreement"] is None
+
+
+def test_test_time_optimisation_keeps_what_has_the_highest_reward(run, monkeypatch):
+    """Against every label map that it saw on the way, the one before included."""
+    settings = small_adaptation(run, baselines="all", tto="force")
+    seen = []
+    original = test_time.masked_mean
+
+    def watched(values, where):
+        seen.append(original(values, where))
+        return seen[-1]
+
+    monkeypatch.setattr(test_time, "masked_mean", watched)
+    loop.run(settings, "evaluate", say=quiet)
+    trial = open_trial(settings)
+    images, net = trial.pair.target_val.images, stages.load_reward(trial, 2)
+    before, after = label_maps(trial.load("2/actor"), images), load_masks(run / "tto")["val"]
+    for place, tried in enumerate(np.array(seen).reshape(-1, 5)[: len(images)]):
+        kept, image = after[place : place + 1], images[place : place + 1]
+        where = test_time.region(kept, before[place : place + 1], settings.choice.band)
+        assert original(net(image, kept), where) == pytest.approx(tried.max())
+    assert "rl4seg_tto" in read_json(run / "evaluation.json")["methods"]
+    valid = trial.valid(before.numpy())
+    shutil.rmtree(run / "tto")
+    loop.run(replace(settings, tto="on"), "evaluate", say=quiet)
+    assert torch.equal(load_masks(run / "tto")["val"][valid], before[valid])
 
 
 def test_what_is_not_there_yet_or_at_all_is_one_sentence(tmp_path):

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from seggym.agents.rl4seg.baselines.batch_norm import adabn, tent
-from seggym.agents.rl4seg.baselines.styles import fourier_styled, histogram_matched
-from seggym.agents.rl4seg.stages import ACTOR, pick, train_policy, train_source, updates
-from seggym.agents.rl4seg.supervised import FitSettings, Style, dice_score, fit, label_maps
+from seggym.agents.rl4seg.stages import ACTOR, pick, style_of, train_policy, train_source, updates
+from seggym.agents.rl4seg.supervised import FitSettings, dice_score, fit, label_maps
 from seggym.agents.rl4seg.trial import PRIOR, TWIN, Trial, save_masks
 from seggym.envs.adaptation.domains import target_train_labels
 from seggym.envs.adaptation.rewards import OracleReward
@@ -54,11 +53,11 @@ def _source(trial: Trial, folder: Path, start: str) -> tuple[Predictor, dict[str
     return partial(label_maps, _load(trial, folder)), facts
 
 
-def _styled(trial: Trial, folder: Path, make: Callable[[Tensor], Style]) -> tuple[Predictor, dict[str, Any]]:
+def _styled(trial: Trial, folder: Path, name: str) -> tuple[Predictor, dict[str, Any]]:
     """The supervised network trained on, with source images in the style of target images."""
     source, settings = trial.pair.source_train, budget(trial)
     assert source.masks is not None
-    style = make(trial.pair.target_train.images)
+    style = style_of(trial, name)
     fitted = fit(trial.load(ACTOR), source.images, source.masks, settings, trial.seed(folder.name), style=style)
     trial.save(folder, fitted.network, (*source.patients, *trial.pair.target_train.patients))
     return partial(label_maps, fitted.network), {"updates": settings.iterations}
@@ -153,8 +152,8 @@ BASELINES: dict[str, Baseline] = {
     "source_augmented": Baseline(
         partial(_source, start="augmented"), "trained on the source, strongly augmented by the family of shifts"
     ),
-    "histogram_matching": Baseline(partial(_styled, make=histogram_matched), "source images with target histograms"),
-    "fda": Baseline(partial(_styled, make=fourier_styled), "source images with target amplitudes, low frequencies"),
+    "histogram_matching": Baseline(partial(_styled, name="histogram"), "source images with target histograms"),
+    "fda": Baseline(partial(_styled, name="fda"), "source images with target amplitudes, low frequencies"),
     "batch_norm_twin": Baseline(_batch_norm_twin, "the source network with batch norm, for the next two"),
     "adabn": Baseline(_adabn, "the batch-norm twin with the statistics of the target"),
     "tent": Baseline(_tent, "the batch-norm twin, entropy minimised by its affine parameters"),
