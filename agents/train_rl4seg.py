@@ -11,6 +11,8 @@ from seggym.errors import one_sentence
 from seggym.files import write_atomic
 
 _TYPES = {"out": str, "name": str, "stage": str, "iteration": int | None, "seed": int, "threads": int, "device": str}
+# Groups whose keys are checked by us: a preset names only those that differ from the defaults.
+_CHECKED = ("domains.", "prior.", "pairs.", "reward.", "ppo.", "augmentation.", "pretrain.", "loop.", "choice.")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://seggym.configs.adaptation", config_name="train_rl4seg")
@@ -46,4 +48,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = [f"++{argument}" if argument.startswith(_CHECKED) else argument for argument in sys.argv[1:]]
     run()

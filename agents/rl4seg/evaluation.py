@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from seggym.agents.rl4seg.baselines.registry import BASELINES
+from seggym.agents.rl4seg.figures import example
 from seggym.agents.rl4seg.monitors import observe, suspicions, table
-from seggym.agents.rl4seg.results import EVALUATION, FORMAT, METRICS, SUBJECT
+from seggym.agents.rl4seg.results import EVALUATION, EXAMPLE, FORMAT, METRICS, SUBJECT
 from seggym.agents.rl4seg.scoring import Scores
 from seggym.agents.rl4seg.stages import actor, load_reward
 from seggym.agents.rl4seg.supervised import label_maps, probabilities
@@ -52,6 +54,8 @@ def evaluate(trial: Trial, iterations: int, uncertain: bool = True) -> dict[str,
         "uncertainty": _uncertainty(trial, iterations) if uncertain and iterations else {},
     }
     write_atomic(trial.folder.root / METRICS, table(rows))
+    if iterations:
+        write_atomic(trial.folder.root / "figures" / EXAMPLE, _example(trial, iterations))
     write_json(trial.folder.root / EVALUATION, content)
     return content
 
@@ -151,6 +155,24 @@ def _uncertainty(trial: Trial, iterations: int) -> dict[str, Any]:
         entry["reliability"] = {key: value.tolist() for key, value in diagram._asdict().items()}
         found[name] = entry
     return found
+
+
+def _example(trial: Trial, iterations: int) -> bytes:
+    """Test images, by the supervised network's Dice the worst, the median and the best: masks and the reward map."""
+    domain, reward = trial.pair.target_test, load_reward(trial, iterations)
+    first, last = (label_maps(trial.load(actor(number)), domain.images) for number in (0, iterations))
+    quality = trial.score(first, domain).image_dice
+    order = np.argsort(np.nan_to_num(quality), kind="stable")
+    chosen = torch.from_numpy(order[[0, len(order) // 2, len(order) - 1]].copy()).to(trial.device)
+    images = domain.images[chosen]
+    columns = {
+        "image": images[:, 0],
+        "truth": domain.labels[chosen],
+        "supervised": first[chosen],
+        "RL4Seg": last[chosen],
+        "reward map": reward(images, last[chosen]),
+    }
+    return example({name: values.cpu().numpy() for name, values in columns.items()})
 
 
 def _of(believed: Tensor, masks: Tensor) -> uncertainty.Confidence:

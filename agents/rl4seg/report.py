@@ -4,22 +4,17 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from seggym.agents.figures import png
 from seggym.agents.report import STYLE, figure, html_table
-from seggym.agents.rl4seg.results import EVALUATION, SUBJECT, pooled, read_evaluations
+from seggym.agents.rl4seg.figures import Evaluations, curve, number, reliability
+from seggym.agents.rl4seg.results import EVALUATION, EXAMPLE, SUBJECT, pooled, read_evaluations
 from seggym.errors import SeggymError
 from seggym.files import write_atomic, write_json
 from seggym.reward_models import statistics
 
-if TYPE_CHECKING:  # matplotlib takes a second to import and is not needed before the first figure
-    from matplotlib.axes import Axes
-
-Evaluations = Sequence[Mapping[str, Any]]
-EXAMPLE = "example.png"
 _METRICS = ("dice", "hd95", "valid")
 
 
@@ -37,8 +32,8 @@ def write_report(runs: Sequence[Path], folder: Path) -> Path:
     summary = summarise(evaluations)
     write_json(folder / "comparison.json", summary)
     figures = {
-        **{f"{metric}_by_iteration": _curve(evaluations, metric) for metric in ("dice", "validity", "reward_region")},
-        **({"reliability": _reliability(evaluations)} if evaluations[0]["uncertainty"] else {}),
+        **{f"{metric}_by_iteration": curve(evaluations, metric) for metric in ("dice", "validity", "reward_region")},
+        **({"reliability": reliability(evaluations)} if evaluations[0]["uncertainty"] else {}),
     }
     for name, content in figures.items():
         write_atomic(folder / "figures" / f"{name}.png", content)
@@ -87,63 +82,10 @@ def _uncertainty(evaluations: Evaluations) -> dict[str, dict[str, float]]:
     for name, first in evaluations[0]["uncertainty"].items():
         scores = [key for key, value in first.items() if key != "reliability"]
         found[name] = {
-            key: float(np.mean([_number(content["uncertainty"][name][key]) for content in evaluations]))
+            key: float(np.mean([number(content["uncertainty"][name][key]) for content in evaluations]))
             for key in scores
         }
     return found
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _curve(evaluations: Evaluations, metric: str) -> bytes:
-    """A number of the monitors on test by iteration, a line per seed; references where it is Dice or validity."""
-
-    def draw(axes: "Axes") -> None:
-        for content in evaluations:
-            rows = [row for row in content["monitors"] if row["part"] == "test"]
-            values = [row[metric] for row in rows if row["iteration"] == 1 and row["phase"] == "before"]
-            values += [row[metric] for row in rows if row["phase"] == "after"]
-            (line,) = axes.plot([_number(value) for value in values], marker="o", label=f"seed {content['seed']}")
-            if metric == "reward_region":
-                truth = [row["accuracy_region"] for row in rows if row["phase"] == "after" or row["iteration"] == 1]
-                truth = truth[:1] + truth[-(len(values) - 1) :]
-                axes.plot([_number(value) for value in truth], linestyle=":", color=line.get_color(), label="accuracy")
-        reference = {"dice": "dice", "validity": "valid"}.get(metric)
-        for style, name in (("--", "source_only"), ("-.", "self_training_validated"), (":", "supervised_target")):
-            if reference and all(name in content["methods"] for content in evaluations):
-                means = [content["methods"][name]["summary"]["test"][reference] for content in evaluations]
-                axes.axhline(float(np.mean(means)), color="grey", linestyle=style, label=name)
-        axes.set(xlabel="iteration", ylabel=metric.replace("_", " "), title=f"{metric.replace('_', ' ')} on test")
-        axes.set_xticks(range(evaluations[0]["iterations"] + 1))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-
-    return png(draw, (6.5, 4.0))
-
-
-def _reliability(evaluations: Evaluations) -> bytes:
-    """Accuracy against confidence, pixels of all seeds together, temperatures fitted on source validation images."""
-
-    def draw(axes: "Axes") -> None:
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-        for name in evaluations[0]["uncertainty"]:
-            diagrams = [content["uncertainty"][name]["reliability"] for content in evaluations]
-            pixels = np.array([entry["pixels"] for entry in diagrams], dtype=np.float64)
-            sums = [
-                (np.array([[_number(value) for value in entry[key]] for entry in diagrams]), key)
-                for key in ("confidence", "accuracy")
-            ]
-            totals = pixels.sum(0)
-            means = [np.nansum(np.nan_to_num(values) * pixels, 0) / np.maximum(totals, 1) for values, _ in sums]
-            there = totals > 0
-            axes.plot(means[0][there], means[1][there], marker=".", label=name.replace("_", " "))
-        axes.set(xlabel="confidence", ylabel="share of pixels that are right", title="Reliability, test")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-
-    return png(draw, (5.0, 4.6))
 
 
 def _page(
@@ -179,7 +121,7 @@ def _page(
 
 def _verdict(summary: Mapping[str, Any], best: str) -> str:
     difference = summary["differences"][best]["dice"]
-    low, high = _number(difference["low"]), _number(difference["high"])
+    low, high = number(difference["low"]), number(difference["high"])
     judged = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
     return (
         f"RL4Seg is {judged} the best label-free baseline without reinforcement learning, {best}: "
@@ -221,5 +163,5 @@ def _uncertainty_table(summary: Mapping[str, Any]) -> str:
 
 
 def _interval(entry: Mapping[str, Any], digits: int) -> str:
-    mean, low, high = (_number(entry[key]) for key in ("mean", "low", "high"))
+    mean, low, high = (number(entry[key]) for key in ("mean", "low", "high"))
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -10,7 +10,7 @@ from seggym.agents.rl4seg.scoring import scores_from_json
 from seggym.errors import SeggymError
 from seggym.files import read_json
 
-EVALUATION, METRICS = "evaluation.json", "metrics.csv"
+EVALUATION, METRICS, EXAMPLE = "evaluation.json", "metrics.csv", "example.png"
 # The subject of every comparison: the policy of the last iteration; those of all have its name and their number.
 SUBJECT = "rl4seg"
 FORMAT = 1

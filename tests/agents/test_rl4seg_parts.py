@@ -11,6 +11,7 @@ from skimage.exposure import match_histograms
 
 from seggym.agents.rl4seg.baselines.batch_norm import adabn, batch_norms, tent
 from seggym.agents.rl4seg.baselines.styles import augmented, exchange_amplitude, fourier_styled, histogram_matched
+from seggym.agents.rl4seg.figures import _picture, example
 from seggym.agents.rl4seg.folders import FINISHED, RunFolder
 from seggym.agents.rl4seg.monitors import COLUMNS, observe, suspicions, table
 from seggym.agents.rl4seg.scoring import correlation, score, scores_from_json
@@ -405,3 +406,18 @@ def test_dice_score_is_that_of_its_images():
     images, masks = squares(4)
     net = network()
     assert dice_score(images, masks, 3)(net) == mean_dice(label_maps(net, images), masks, 3)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_shows_masks_over_the_image():
+    images, masks = squares(2)
+    picture = example({"image": images[:, 0].numpy(), "truth": masks.numpy(), "reward map": np.zeros((2, 16, 16))})
+    assert picture.startswith(b"\x89PNG")
+    coloured = _picture(masks.numpy(), images[:, 0].numpy(), "truth")
+    outside = masks.numpy() == 0
+    np.testing.assert_array_equal(coloured[outside], np.repeat(images[:, 0].numpy()[outside][:, None], 3, 1))
+    wall = masks.numpy() == 2
+    expected = 0.5 * images[:, 0].numpy()[wall][:, None] + 0.5 * np.array([0.2, 0.75, 0.35])
+    np.testing.assert_allclose(coloured[wall], expected, atol=1e-6)
