@@ -125,12 +125,11 @@ def _write_lists(settings: MaskalSettings, folders: Mapping[str, ImageFolder], f
         write_changed(root / file, "\n".join([*names, ""]).encode())
 
 
-def segmenter_of(bench: Bench, experiment: Experiment) -> InstanceSegmenter:
-    """A network as the settings and the experiment want it."""
-    settings = bench.settings
+def segmenter_of(settings: MaskalSettings, experiment: Experiment, device: torch.device) -> InstanceSegmenter:
+    """A network as the settings and the experiment want it; raises :class:`SeggymError` where it cannot be had."""
     options = {"dropout": experiment.dropout, **settings.backend_options}
     thresholds = Thresholds(settings.confidence_threshold, settings.nms_threshold)
-    return make_segmenter(settings.backend, len(settings.classes), options, thresholds, bench.device)
+    return make_segmenter(settings.backend, len(settings.classes), options, thresholds, device)
 
 
 def training_settings(settings: MaskalSettings, images: int) -> TrainingSettings:

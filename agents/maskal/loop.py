@@ -51,8 +51,10 @@ def run(settings: MaskalSettings, say: Say = print) -> list[RunRecord]:
     Raises :class:`AnnotationsPending` where people are to annotate and the loop is not to wait.
     """
     found = experiments(settings)
+    # What cannot be had is said before people have annotated anything.
     for experiment in found:
         strategy_of(settings, experiment)
+    segmenter_of(settings, found[0], torch.device("cpu"))
     torch.set_num_threads(settings.threads)
     results = Path(settings.resultsroot) / settings.experiment_name
     with locked(results):
@@ -97,7 +99,7 @@ class Loop:
         self.rounds = len(experiment.queries) + 1
         self.strategy = strategy_of(bench.settings, experiment)
         self.record = _record(bench, experiment, self.strategy)
-        self.segmenter = segmenter_of(bench, experiment)
+        self.segmenter = segmenter_of(bench.settings, experiment, bench.device)
         self.annotations: dict[str, Annotation] = {}
 
     def run(self) -> RunRecord:
@@ -269,7 +271,7 @@ def _complete(bench: Bench, experiment: Experiment, say: Say) -> None:
         names = bench.folders["train"].names
         annotations = SimulatedOracle(bench.folders["train"], bench.settings.classes).annotate(names)
         record.write_query(0, {"selected": names, "certainty": {}})
-        segmenter = segmenter_of(bench, experiment)
+        segmenter = segmenter_of(bench.settings, experiment, bench.device)
         if not record.has_model(0):
             segmenter.reset(seed_of("weights", experiment.seed, "complete"))
             checkpointing = Checkpointing(

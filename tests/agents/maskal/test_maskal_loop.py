@@ -264,6 +264,8 @@ def test_wrong_folders_are_said(images: Path, tmp_path: Path) -> None:
         run(settings(images, tmp_path, initial_datasize=40), silent)
     with pytest.raises(SeggymError, match=r"strategies='greedy' does not apply"):
         run(settings(images, tmp_path, strategies="greedy"), silent)
+    with pytest.raises(SeggymError, match=r"backend_options.widht is unknown"):
+        run(settings(images, tmp_path / "no", valdir="nowhere", backend_options={"widht": 8}), silent)
     with pytest.raises(SeggymError, match=r"add the class to `classes`"):
         run(settings(images, tmp_path, classes=["cell"]), silent)
 

@@ -21,11 +21,11 @@ from seggym.reward_models.instances.segmenter import (
     TrainingSettings,
 )
 
-# What each backend needs to learn two squares in a few seconds (small) or a minute (torchvision).
-OPTIONS = {"small": {"size": 64, "width": 32}, "torchvision": {"backbone": "resnet18", "size": 128}}
+# What each backend needs to learn two shapes in a few seconds (small) or two minutes (torchvision) of a core.
+OPTIONS = {"small": {"size": 64, "width": 32}, "torchvision": {"backbone": "resnet18", "size": 96}}
 TRAINING = {
     "small": TrainingSettings(iterations=60, batch=4, learning_rate=0.05, warmup=10),
-    "torchvision": TrainingSettings(iterations=60, batch=4, learning_rate=0.01, warmup=10),
+    "torchvision": TrainingSettings(iterations=40, batch=2, learning_rate=0.01, warmup=10),
 }
 
 
