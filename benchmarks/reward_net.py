@@ -6,7 +6,7 @@ A policy is trained on source patients; the target are other patients with shift
 that differ in where their truth comes from and in how they are trained, and are scored against the labels of the
 target's test patients: on the policy's masks, and on per-pixel samples of it, which is what reinforcement learning
 shows them.
-CAMUS is read from SEGGYM_CAMUS_ROOT. One thread; 20 minutes.
+CAMUS is read from SEGGYM_CAMUS_ROOT. One thread; 15 minutes of a free core.
 """
 
 import itertools
