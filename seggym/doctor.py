@@ -12,6 +12,7 @@ import torch
 
 from seggym.cohorts.cohort import READERS, cohort_root, seggym_home
 from seggym.envs import ENVIRONMENTS
+from seggym.envs.adaptation.settings import AdaptationSettings
 from seggym.envs.kspace.volumes.settings import VolumeSettings, settings_type
 from seggym.envs.selection.observation import EMBEDDING, candidate_width, learner_width
 from seggym.envs.selection.settings import SelectionSettings
@@ -49,6 +50,9 @@ def environment_table() -> str:
         if name.startswith("ALSelect"):
             rows.append((name, *_selection_row(SelectionSettings(**spec.kwargs))))
             continue
+        if name.startswith("SegAdapt"):
+            rows.append((name, *_adaptation_row(AdaptationSettings(**spec.kwargs))))
+            continue
         settings = settings_type(spec.entry_point)(**spec.kwargs)
         views, crop = settings.scan.num_views, settings.scan.crop
         shapes = {"image": f"uint8 (1, {crop}, {crop})", "acquired": f"int8 ({views},)", "budget": "float32 (1,)"}
@@ -82,6 +86,13 @@ def _selection_row(settings: SelectionSettings) -> tuple[str, str, str]:
     observation = ", ".join(f"{part} {shapes[part]}" for part in settings.observation)
     needs = "nothing" if settings.cohort in ("phantom", "images", "instances") else "data_root"
     return f"Discrete({rows})", observation, needs
+
+
+def _adaptation_row(settings: AdaptationSettings) -> tuple[str, str, str]:
+    """Action, observation and needs of an adaptation environment; K classes are known once the cohort is read."""
+    size = settings.size
+    needs = "nothing" if settings.cohort in ("phantom", "echo") else "data_root"
+    return f"MultiDiscrete([K] * {size * size})", f"float32 (1, {size}, {size})", needs
 
 
 def _computing(advice: list[str]) -> Iterator[str]:
