@@ -1,6 +1,6 @@
 """Types of configuration values, told before anything is computed with them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from seggym.errors import SeggymError
@@ -58,6 +58,27 @@ def require_types(values: Mapping[str, Any], types: Mapping[str, Any], prefix: s
         if type(value) not in allowed and not (isinstance(value, allowed) and not isinstance(value, bool)):
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in dict.fromkeys(allowed))
             raise SeggymError(f"{prefix}{key}={value!r} is a {type(value).__name__}, expected {expected}; mend the key")
+
+
+def require_at_least(record: object, prefix: str = "", **least: float) -> None:
+    """Raise :class:`SeggymError` naming the first of the fields ``least`` of ``record`` that is below its limit.
+
+    ``prefix`` goes before the field in the message.
+    """
+    for name, limit in least.items():
+        value = getattr(record, name)
+        if not value >= limit:
+            expected = "not be negative" if limit == 0 else f"be at least {limit}"
+            raise SeggymError(f"{prefix}{name}={value} must {expected}")
+
+
+def require_choices(record: object, choices: Mapping[str, Collection[Any]]) -> None:
+    """Raise :class:`SeggymError` naming the first field of ``record`` whose value is not among its ``choices``."""
+    for name, allowed in choices.items():
+        if getattr(record, name) not in allowed:
+            raise SeggymError(
+                f"{name}={getattr(record, name)!r} is unknown, expected one of {', '.join(map(str, allowed))}"
+            )
 
 
 def _classes(annotation: Any) -> tuple[type, ...]:

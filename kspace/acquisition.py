@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from seggym.configs.checking import require_at_least, require_choices
 from seggym.errors import SeggymError
 from seggym.kspace import measured, orders
 from seggym.kspace.keyed_random import key_of, uniform
@@ -80,8 +81,7 @@ class Acquisition:
         self._check_trajectory()
         if self.echo_shift < 0:
             raise SeggymError(f"echo_shift={self.echo_shift} is the largest displacement in lines, expected 0 or more")
-        if self.coils < 1:
-            raise SeggymError(f"coils={self.coils} must be at least 1")
+        require_at_least(self, coils=1)
         if self.snr == math.inf:
             # JSON has no infinity, and records of a scan are JSON.
             object.__setattr__(self, "snr", None)
@@ -100,9 +100,7 @@ class Acquisition:
             raise SeggymError(f"field_of_view={list(self.field_of_view)} must be [low, high] with 1 <= low <= high")
 
     def _check_trajectory(self) -> None:
-        for name, allowed in (("trajectory", TRAJECTORIES), ("angles", ANGLES)):
-            if getattr(self, name) not in allowed:
-                raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
+        require_choices(self, {"trajectory": TRAJECTORIES, "angles": ANGLES})
         if self.trajectory == "radial":
             if not 0 < self.initial_lines < self.spokes:
                 raise SeggymError(

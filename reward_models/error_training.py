@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seggym.configs.checking import require_at_least
 from seggym.errors import SeggymError
 from seggym.reward_models import distortions
 from seggym.reward_models.calibration import BAND, boundary_band, fit_temperature, score_pixels, scored_region
@@ -72,9 +73,7 @@ class ErrorNetSettings:
         for name in ("fresh", "hidden", "intensity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SeggymError(f"error net: {name}={getattr(self, name)} must lie in 0 to 1")
-        for name in ("foreground_weight", "boundary_weight", "label_weight"):
-            if getattr(self, name) < 0:
-                raise SeggymError(f"error net: {name}={getattr(self, name)} must not be negative")
+        require_at_least(self, "error net: ", foreground_weight=0, boundary_weight=0, label_weight=0)
 
 
 def train_error_net(

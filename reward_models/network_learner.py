@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seggym.configs.checking import require_at_least
 from seggym.errors import SeggymError
 from seggym.kspace.keyed_random import random_bits
 from seggym.reward_models.learners import ScoredSet, case_sums
@@ -47,11 +48,7 @@ class NetworkOptions:
     def __post_init__(self) -> None:
         if self.start not in ("scratch", "fine_tune"):
             raise SeggymError(f"learner_options.start={self.start!r} is unknown, expected scratch or fine_tune")
-        for name in ("iterations", "batch", "ensemble"):
-            if getattr(self, name) < 1:
-                raise SeggymError(f"learner_options.{name}={getattr(self, name)} must be at least 1")
-        if self.validate_every < 0:
-            raise SeggymError(f"learner_options.validate_every={self.validate_every} must not be negative")
+        require_at_least(self, "learner_options.", iterations=1, batch=1, ensemble=1, validate_every=0)
         if not self.learning_rate > 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
             raise SeggymError(
                 f"learner_options must have learning_rate > 0, weight_decay >= 0 and 0 <= dropout < 1, found "

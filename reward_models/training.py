@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from seggym.configs.checking import require_at_least
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
 from seggym.kspace.acquisition import Acquisition, SliceStack
@@ -58,9 +59,7 @@ class Recipe:
     start_member: str = "full"
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise SeggymError(f"training.{name}={getattr(self, name)} must be at least 1")
+        require_at_least(self, "training.", iterations=1, batch_size=1, validate_every=1)
         if not self.learning_rate > 0:
             raise SeggymError(f"training.learning_rate={self.learning_rate} must be positive")
 

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -15,7 +16,7 @@ import pytest
 import seggym
 from seggym.cohorts import acdc
 from seggym.cohorts.cohort import cohort_root, open_cohort
-from seggym.configs.checking import build, require_types
+from seggym.configs.checking import build, require_at_least, require_choices, require_types
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError, one_sentence
 from seggym.kspace.acquisition import Acquisition
@@ -142,6 +143,24 @@ def test_values_of_the_right_type_pass() -> None:
     types = {"a": float | None, "b": dict[str, Any], "c": bool}
     require_types({"a": None, "b": {}, "c": True}, types)
     require_types({"a": 1, "b": {}, "c": False}, types)
+
+
+def test_the_first_field_below_its_limit_is_named() -> None:
+    record = SimpleNamespace(rounds=3, share=0.0, rate=float("nan"))
+    require_at_least(record, rounds=3, share=0)
+    with pytest.raises(SeggymError, match=r"^loop\.rounds=3 must be at least 4$"):
+        require_at_least(record, "loop.", share=0, rounds=4, rate=0)
+    with pytest.raises(SeggymError, match=r"^share=-0\.5 must not be negative$"):
+        require_at_least(SimpleNamespace(share=-0.5), share=0)
+    with pytest.raises(SeggymError, match=r"^rate=nan must not be negative$"):
+        require_at_least(record, rate=0)
+
+
+def test_a_field_that_is_none_of_its_choices_is_named() -> None:
+    record = SimpleNamespace(mode="mean", order="up")
+    require_choices(record, {"mode": ("mean", "min")})
+    with pytest.raises(SeggymError, match=r"^order='up' is unknown, expected one of rising, falling$"):
+        require_choices(record, {"mode": ("mean", "min"), "order": ("rising", "falling")})
 
 
 def test_the_phantom_model_is_accepted_on_real_data_with_a_warning(example: str) -> None:

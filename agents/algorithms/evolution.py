@@ -22,6 +22,7 @@ from torch import Tensor
 from seggym.agents.algorithms.scores import ACTOR_CRITICS
 from seggym.agents.candidate_extractor import RULE_PARTS, CandidateExtractor
 from seggym.agents.echo_extractor import LINE_PARTS, EchoExtractor
+from seggym.configs.checking import require_at_least
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.volumes.settings import VolumeSettings
 from seggym.envs.selection.engine import SelectionEngine
@@ -43,9 +44,7 @@ class Evolution:
     sigma: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, least in (("generations", 1), ("population", 4), ("scans", 1)):
-            if getattr(self, name) < least:
-                raise SeggymError(f"evolution.{name}={getattr(self, name)} must be at least {least}")
+        require_at_least(self, "evolution.", generations=1, population=4, scans=1)
         if not self.sigma > 0:
             raise SeggymError(f"evolution.sigma={self.sigma} must be positive")
 

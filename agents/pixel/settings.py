@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
-from seggym.configs.checking import require_types
+from seggym.configs.checking import require_at_least, require_choices, require_types
 from seggym.errors import SeggymError
 
 ALGORITHMS = ("ppo", "reinforce")
@@ -51,17 +51,10 @@ class PixelSettings:
     def __post_init__(self) -> None:
         types = {**get_type_hints(PixelSettings), **dict.fromkeys(_COURSES, float | list | tuple)}
         require_types({entry.name: getattr(self, entry.name) for entry in fields(self)}, types)
-        if self.algorithm not in ALGORITHMS:
-            raise SeggymError(f"algorithm={self.algorithm!r} is unknown, expected one of {', '.join(ALGORITHMS)}")
-        for name in ("images", "batch", "epochs", "anchor_batch"):
-            if getattr(self, name) < 1:
-                raise SeggymError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.batch < 2:
-            raise SeggymError(f"batch={self.batch} must be at least 2 images")
+        require_choices(self, {"algorithm": ALGORITHMS})
+        require_at_least(self, images=1, batch=2, epochs=1, anchor_batch=1, anchor_steps=0)
         if self.minibatch is not None and not 1 <= self.minibatch <= self.batch:
             raise SeggymError(f"minibatch={self.minibatch} must be 1 to batch={self.batch}, or null for all of it")
-        if self.anchor_steps < 0:
-            raise SeggymError(f"anchor_steps={self.anchor_steps} must not be negative")
         for name in ("clip", "actor_grad_norm", "critic_grad_norm", "anchor_rate"):
             if getattr(self, name) <= 0:
                 raise SeggymError(f"{name}={getattr(self, name)} must be positive")

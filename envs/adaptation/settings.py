@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from seggym.configs.checking import require_types
+from seggym.configs.checking import require_choices, require_types
 from seggym.errors import SeggymError
 
 ROLES = ("source_train", "source_val", "target_train", "target_val", "target_test")
@@ -103,9 +103,7 @@ class AdaptationSettings(DomainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (("role", ROLES), ("reward", _REWARDS)):
-            if getattr(self, name) not in allowed:
-                raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
+        require_choices(self, {"role": ROLES, "reward": _REWARDS})
         if (self.reward == "learned") != (self.reward_model is not None):
             raise SeggymError(
                 f"reward={self.reward} with reward_model={self.reward_model!r}: the learned reward needs the folder "

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from seggym.configs.checking import build, require_types
+from seggym.configs.checking import build, require_at_least, require_choices, require_types
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition
 from seggym.kspace.reconstruction.methods import make_reconstruction, parse_reconstruction
@@ -146,9 +146,7 @@ class KSpaceSettings:
         if self.num_classes is not None:
             object.__setattr__(self, "cohort_options", {**self.cohort_options, "num_classes": self.num_classes})
         require_types({name: getattr(self, name) for name in _TYPES}, _TYPES)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
+        require_choices(self, _CHOICES)
         unknown = [part for part in self.observation if part not in self.offered]
         if unknown or not self.observation:
             raise SeggymError(f"observation={list(self.observation)} must name parts among {', '.join(self.offered)}")
@@ -162,11 +160,7 @@ class KSpaceSettings:
                 "remeasure=flagged needs corruption_flagged=true: nobody knows which lines are corrupted; set "
                 "remeasure=any"
             )
-        for name in ("line_time", "latency", "time_cost"):
-            if getattr(self, name) < 0:
-                raise SeggymError(f"{name}={getattr(self, name)} must not be negative")
-        if self.lines_per_step < 1:
-            raise SeggymError(f"lines_per_step={self.lines_per_step} must be at least 1")
+        require_at_least(self, line_time=0, latency=0, time_cost=0, lines_per_step=1)
         if self.micro_batch is not None and self.micro_batch < 1:
             raise SeggymError(f"micro_batch={self.micro_batch} must be at least 1, or null")
         self._check_views()

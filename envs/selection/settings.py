@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from seggym.configs.checking import build, require_types
+from seggym.configs.checking import build, require_at_least, require_choices, require_types
 from seggym.errors import SeggymError
 
 OBSERVATIONS = ("candidates", "embeddings", "learner", "budget", "progress", "action_mask")
@@ -58,9 +58,7 @@ class Costs:
     instance: float = 0.5
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            if getattr(self, entry.name) < 0:
-                raise SeggymError(f"costs.{entry.name}={getattr(self, entry.name)} must not be negative")
+        require_at_least(self, "costs.", **dict.fromkeys((entry.name for entry in fields(self)), 0))
 
 
 @dataclass(frozen=True)
@@ -126,23 +124,17 @@ class SelectionSettings:
 
     def __post_init__(self) -> None:
         require_types({name: getattr(self, name) for name in _TYPES}, _TYPES)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise SeggymError(f"{name}={getattr(self, name)!r} is unknown, expected one of {', '.join(allowed)}")
+        require_choices(self, _CHOICES)
         unknown = [part for part in self.observation if part not in OBSERVATIONS]
         if unknown or not self.observation:
             raise SeggymError(f"observation={list(self.observation)} must name parts among {', '.join(OBSERVATIONS)}")
         if "reward" not in self.scored or not set(self.scored) <= {"reward", "val", "test"}:
             raise SeggymError(f"scored={list(self.scored)} must hold reward, and may hold val and test")
-        for name in ("initial", "samples_per_query", "candidates", "state_slices"):
-            if getattr(self, name) < 1:
-                raise SeggymError(f"{name}={getattr(self, name)} must be at least 1")
+        require_at_least(self, initial=1, samples_per_query=1, candidates=1, state_slices=1, cost_weight=0)
         if self.size < 16 or self.size % 16:
             raise SeggymError(f"size={self.size} must be a multiple of 16 pixels, at least 16")
         if self.spacing is not None and self.spacing <= 0:
             raise SeggymError(f"spacing={self.spacing} must be a positive number of mm, or null")
-        if self.cost_weight < 0:
-            raise SeggymError(f"cost_weight={self.cost_weight} must not be negative")
         low, high = self.budget_range
         if not 1 <= low <= high:
             raise SeggymError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seggym.configs.checking import require_at_least
 from seggym.errors import SeggymError
 from seggym.kspace.keyed_random import random_bits
 from seggym.reward_models.instances.certainty import image_certainty, observe
@@ -39,9 +40,7 @@ class InstanceOptions:
     def __post_init__(self) -> None:
         if self.start not in ("scratch", "fine_tune"):
             raise SeggymError(f"learner_options.start={self.start!r} is unknown, expected scratch or fine_tune")
-        for name in ("first_iterations", "iterations", "batch", "proposals"):
-            if getattr(self, name) < 1:
-                raise SeggymError(f"learner_options.{name}={getattr(self, name)} must be at least 1")
+        require_at_least(self, "learner_options.", first_iterations=1, iterations=1, batch=1, proposals=1)
         if not self.learning_rate > 0 or not 0 <= self.confidence <= 1 or not 0 <= self.nms <= 1:
             raise SeggymError(
                 "learner_options must have learning_rate > 0, and confidence and nms between 0 and 1, found "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from seggym.configs.checking import require_types
+from seggym.configs.checking import require_at_least, require_choices, require_types
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.errors import SeggymError
 
@@ -67,11 +67,9 @@ class VolumeSettings(KSpaceSettings):
     observation: Sequence[str] = ("acquired", "energy", "budget", "slices", "slice_probabilities", "probability_grid")
 
     def __post_init__(self) -> None:
-        if self.slices not in SLICES:
-            raise SeggymError(f"slices={self.slices!r} is unknown, expected one of {', '.join(SLICES)}")
+        require_choices(self, {"slices": SLICES})
         require_types({name: getattr(self, name) for name in _TYPES}, _TYPES)
-        if self.max_slices < 1:
-            raise SeggymError(f"max_slices={self.max_slices} must be at least 1")
+        require_at_least(self, max_slices=1)
         super().__post_init__()
         for name, value in _FIXED.items():
             if getattr(self, name) != value:
