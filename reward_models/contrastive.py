@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from seggym.errors import SeggymError
 from seggym.reward_models.encoders import Encoder
+from seggym.reward_models.seeding import seeded
 
 GROUPS = ("slice", "volume", "patient")
 
@@ -217,12 +218,7 @@ def group_contrastive_features(
     and number of threads); torch's own generators stay as they were.
     """
     device = images.device
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(settings.seed)
+    with torch.inference_mode(False), torch.enable_grad(), seeded(settings.seed, device):
         small = F.adaptive_avg_pool2d(images, settings.size) if max(images.shape[2:]) > settings.size else images
         small = (small - small.mean()) / small.std().clamp(min=1e-6)
         encoder = GroupEncoder(images.shape[1], settings.features, settings.projection).to(device)

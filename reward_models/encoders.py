@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seggym.reward_models.seeding import seeded
+
 STRIDE = 4
 
 
@@ -61,8 +63,7 @@ class EncoderRecipe:
 
 def train_encoder(images: Tensor, recipe: EncoderRecipe) -> Encoder:
     """An encoder of ``images`` float32 (n, C, H, W) in [0, 1], trained on nothing but them; in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+    with seeded(recipe.seed, images.device):
         encoder = Encoder(recipe.features, images.shape[1])
         expand = nn.Sequential(
             nn.Conv2d(recipe.features, 128, 1), nn.BatchNorm2d(128), nn.ReLU(), nn.Conv2d(128, 128, 1)

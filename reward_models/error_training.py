@@ -27,6 +27,7 @@ from seggym.reward_models.calibration import BAND, boundary_band, fit_temperatur
 from seggym.reward_models.error_net import ErrorNet, log_odds
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.reward_dataset import RewardDataset
+from seggym.reward_models.seeding import seeded
 
 # Pairs that validation looks at: enough for a temperature, few enough for a training of seconds.
 _VALIDATION_PAIRS = 384
@@ -91,8 +92,7 @@ def train_error_net(
     settings = settings or ErrorNetSettings()
     train, val = dataset.split(settings.validation, settings.seed)
     device = resolve_device(settings.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         net = ErrorNet(dataset.class_names, settings.widths)
     if start is not None:
         start.require_classes(dataset.class_names)

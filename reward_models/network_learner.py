@@ -3,8 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from seggym.errors import SeggymError
 from seggym.kspace.keyed_random import random_bits
 from seggym.reward_models.learners import ScoredSet, case_sums
 from seggym.reward_models.metrics import Overlap, most_probable
+from seggym.reward_models.seeding import seeded
 
 # Images that pass through a network at a time.
 _BATCH = 32
@@ -110,7 +110,7 @@ class NetworkLearner(ABC):
 
     def _train(self, row: int, seed: int, start: nn.Module | None) -> nn.Module:
         images, targets, options = self.images[self._slices[row]], self._targets[row], self.options
-        with _seeded(seed, images.device):
+        with seeded(seed, images.device):
             network = (self.build() if start is None else copy.deepcopy(start)).to(images.device)
             network.requires_grad_(True).train()
             optimizer = torch.optim.AdamW(
@@ -171,7 +171,7 @@ class NetworkLearner(ABC):
     def _passes(self, row: int, slices: Tensor, count: int, seed: int) -> Tensor:
         network = self._networks[row][0]
         dropouts = [module for module in network.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-        with _seeded(seed, self.images.device):
+        with seeded(seed, self.images.device):
             # Dropout alone: batch norm would otherwise learn from what it predicts.
             for module in dropouts:
                 module.train()
@@ -246,7 +246,7 @@ class NetworkLearner(ABC):
         for row, members in enumerate(state["networks"]):
             self._networks[row] = []
             for weights in members:
-                with _seeded(0, self.images.device):
+                with seeded(0, self.images.device):
                     network = self.build().to(self.images.device)
                 network.load_state_dict(weights)
                 self._networks[row].append(network.eval().requires_grad_(False))
@@ -281,11 +281,3 @@ def turned(images: Tensor, targets: Tensor, outside: int) -> tuple[Tensor, Tenso
 def _entropy(probabilities: Tensor) -> Tensor:
     """Of (..., K, h, w), in nats: (..., h, w)."""
     return -(probabilities * probabilities.clamp_min(1e-8).log()).sum(-3)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators start from ``seed`` inside, and are as they were afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

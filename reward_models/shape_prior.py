@@ -23,6 +23,7 @@ from seggym.configs.checking import build
 from seggym.errors import SeggymError
 from seggym.files import json_bytes, read_json, write_together
 from seggym.reward_models.checkpoints import CARD, WEIGHTS
+from seggym.reward_models.seeding import seeded
 
 # MONAI's networks take a second to import.
 if TYPE_CHECKING:
@@ -155,8 +156,7 @@ def train_shape_prior(
         )
     if shapes.max() >= num_classes:
         raise SeggymError(f"masks hold label {shapes.max()}, expected 0 to {num_classes - 1}; state the right number")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         prior = ShapePrior(num_classes, shapes, settings)
         _fit(prior, torch.from_numpy(shapes.astype(np.int64)), progress)
     prior.network.eval()

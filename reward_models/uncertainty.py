@@ -7,7 +7,7 @@ validation images, and is scored on foreground united with prediction by :func:`
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from seggym.reward_models.calibration import confidence_logit, fit_temperature, 
 from seggym.reward_models.error_net import RewardMap
 from seggym.reward_models.networks import UNet
 from seggym.reward_models.reward_pairs import policy_logits
+from seggym.reward_models.seeding import seeded
 
 # Changes of contrast, and shifts as shares of the image, of test-time augmentation.
 _FACTORS = (0.75, 0.9, 1.1, 1.25)
@@ -71,12 +72,8 @@ def dropping(network: UNet, rate: float, seed: int | None = None) -> Iterator[No
     levels = list(network.down)
     handles = [level.register_forward_hook(hook(rate * 0.5**above)) for above, level in enumerate(reversed(levels))]
     try:
-        if seed is None:
+        with nullcontext() if seed is None else seeded(seed, next(network.parameters()).device):
             yield
-        else:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                yield
     finally:
         for handle in handles:
             handle.remove()

@@ -235,7 +235,7 @@ def _contradictions(settings: MaskalSettings) -> list[str]:
         or "\\" in settings.experiment_name
     ):
         faults.append(f"experiment_name={settings.experiment_name!r} must be the name of a folder, without a path")
-    for options in settings.strategy_options.items():
-        if not isinstance(options[1], dict):
-            faults.append(f"strategy_options.{options[0]}={options[1]!r} must be keys and values")
+    for name, options in settings.strategy_options.items():
+        if not isinstance(options, dict):
+            faults.append(f"strategy_options.{name}={options!r} must be keys and values")
     return faults

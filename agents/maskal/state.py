@@ -105,7 +105,7 @@ class PoolState:
         if unknown:
             raise SeggymError(f"the annotation of {unknown[0]} was asked for before anybody made it")
         targets = AnnotatedTargets([self._annotations[name] for name in names], self._classes)
-        found = [label_map(targets[number], SIDE) for number in range(len(targets))]
+        found = [label_map(target, SIDE) for target in targets]
         return torch.stack(found) if found else torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)
 
     def lookahead(self, indices: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 
 from seggym.envs.selection.state import SelectionState
 from seggym.errors import SeggymError
+from seggym.reward_models import seeding
 
 
 class Query(NamedTuple):
@@ -73,16 +74,8 @@ def draw_seed(generator: torch.Generator) -> int:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Networks that are made and trained inside follow from ``seed``; torch's own generators stay as they were.
-
-    Gradients are recorded, wherever the query was asked for.
-    """
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(seed)
+    """:func:`seggym.reward_models.seeding.seeded` with gradients recorded, wherever the query was asked for."""
+    with torch.inference_mode(False), torch.enable_grad(), seeding.seeded(seed, device):
         yield
 
 

@@ -39,7 +39,7 @@ def thumbnails(images: Sequence[Tensor], size: int) -> Tensor:
     return torch.cat(
         [
             functional.interpolate(image[None], (size, size), mode="bilinear", antialias=True, align_corners=False)
-            for image in (images[number] for number in range(len(images)))
+            for image in images
         ]
     )
 

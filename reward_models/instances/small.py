@@ -42,7 +42,7 @@ class SmallOptions:
 
     def __post_init__(self) -> None:
         if self.size < 32 or self.size % 16:
-            raise SeggymError(f"image_size={self.size} must be a multiple of 16 pixels, at least 32")
+            raise SeggymError(f"size={self.size} must be a multiple of 16 pixels, at least 32")
         if self.width < 8 or self.width % 8 or self.proposals < 1:
             raise SeggymError(
                 f"width={self.width} and proposals={self.proposals}, expected a multiple of 8 and at least 1"

@@ -1,6 +1,6 @@
 """The small network as an :class:`~seggym.reward_models.instances.segmenter.InstanceSegmenter`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,17 +9,10 @@ from torch.nn import functional
 
 from seggym.reward_models.instances.geometry import decode_boxes, mask_boxes, paste_masks, suppress
 from seggym.reward_models.instances.losses import Batch, total_loss
-from seggym.reward_models.instances.segmenter import (
-    Checkpointing,
-    Detections,
-    InstanceTarget,
-    McDropout,
-    Thresholds,
-    TrainingSettings,
-    Validate,
-)
+from seggym.reward_models.instances.network_segmenter import NetworkSegmenter
+from seggym.reward_models.instances.segmenter import Detections, InstanceTarget, McDropout, Thresholds
 from seggym.reward_models.instances.small import Features, SmallNetwork, SmallOptions
-from seggym.reward_models.instances.training import seeded, train
+from seggym.reward_models.seeding import seeded
 
 # Images that pass through the network at a time (with complete passes, each pass of an image counts).
 _BATCH = 16
@@ -41,7 +34,7 @@ class _Found(NamedTuple):
     there: Tensor
 
 
-class SmallSegmenter:
+class SmallSegmenter(NetworkSegmenter):
     """A :class:`SmallNetwork` for ``classes`` classes on ``device``.
 
     Images are fitted into the upper left corner of the network's square; detections are those of the image as given.
@@ -55,26 +48,13 @@ class SmallSegmenter:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self.classes, self.device = classes, torch.device(device)
-        self.options, self.thresholds = options or SmallOptions(), thresholds or Thresholds()
-        self.reset(seed)
+        self.options = options or SmallOptions()
+        super().__init__(classes, thresholds, device, seed)
 
-    def reset(self, seed: int) -> None:
-        """Fresh weights that follow from ``seed``."""
-        with seeded(seed, self.device):
-            self.network = SmallNetwork(self.classes, self.options).to(self.device).eval().requires_grad_(False)
+    def _build(self) -> SmallNetwork:
+        return SmallNetwork(self.classes, self.options)
 
-    def fit(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[InstanceTarget],
-        settings: TrainingSettings,
-        seed: int,
-        validate: Validate | None = None,
-        best: float | None = None,
-        checkpointing: Checkpointing | None = None,
-    ) -> float | None:
-        """Train on from the present weights; see the interface."""
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[InstanceTarget]) -> Callable[[list[int]], Tensor]:
         fitted = self._fit_in(images)
         masks = [self._fit_masks(target.masks, scale) for target, scale in zip(targets, fitted.scales, strict=True)]
         labels = [target.labels.to(self.device) for target in targets]
@@ -83,8 +63,7 @@ class SmallSegmenter:
             batch = _mirrored(_gather(fitted.images, masks, labels, rows))
             return total_loss(self.network, batch)
 
-        score = None if validate is None else lambda: validate(self)
-        return train(self.network, loss, targets, settings, seed, score, best, checkpointing)
+        return loss
 
     def detect(
         self, images: Sequence[Tensor], dropout: McDropout | None = None, generator: torch.Generator | None = None
@@ -114,14 +93,6 @@ class SmallSegmenter:
                 coarse = self.network.backbone(self._fit_in(part).images).coarse
                 found.append(coarse.mean((2, 3)))
         return torch.cat(found)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights; copies."""
-        return {name: value.clone() for name, value in self.network.state_dict().items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on with ``state``."""
-        self.network.load_state_dict(state)
 
     def _fit_in(self, images: Sequence[Tensor]) -> _Fitted:
         size = self.options.size

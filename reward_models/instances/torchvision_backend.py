@@ -5,9 +5,8 @@ another one (a CPU build of torch, say, and the CUDA build of torchvision that P
 in one sentence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,16 +14,9 @@ from torch import Tensor, nn
 
 from seggym.errors import SeggymError
 from seggym.reward_models.instances.geometry import mask_boxes, paste_masks, suppress
-from seggym.reward_models.instances.segmenter import (
-    Checkpointing,
-    Detections,
-    InstanceTarget,
-    McDropout,
-    Thresholds,
-    TrainingSettings,
-    Validate,
-)
-from seggym.reward_models.instances.training import seeded, train
+from seggym.reward_models.instances.network_segmenter import NetworkSegmenter
+from seggym.reward_models.instances.segmenter import Detections, InstanceTarget, McDropout, Thresholds
+from seggym.reward_models.seeding import seeded
 from seggym.reward_models.unext import group_norm
 
 # Detections of one pass in one image, at most.
@@ -50,14 +42,13 @@ class TorchvisionOptions:
                 f"pretrained weights are those of resnet50, found backbone={self.backbone}; leave one out"
             )
         if self.size < 32 or not 0 <= self.dropout < 1:
-            raise SeggymError(f"image_size={self.size} and dropout={self.dropout}, expected at least 32 and 0 <= p < 1")
+            raise SeggymError(f"size={self.size} and dropout={self.dropout}, expected at least 32 and 0 <= p < 1")
 
 
-def load_torchvision() -> ModuleType:
-    """torchvision with its operators; raises :class:`SeggymError` where they do not load."""
+def require_torchvision() -> None:
+    """Raise :class:`SeggymError` where torchvision or its operators do not load."""
     advice = "use backend=small, which needs none, or install builds of torch and torchvision that belong together"
     try:
-        import torchvision
         from torchvision.ops import nms
 
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
@@ -72,10 +63,9 @@ def load_torchvision() -> ModuleType:
             f"backend=torchvision needs torchvision's operators, which do not load next to torch {torch.__version__} "
             f"({reason}): {advice}"
         ) from None
-    return torchvision
 
 
-class TorchvisionSegmenter:
+class TorchvisionSegmenter(NetworkSegmenter):
     """Mask R-CNN for ``classes`` classes on ``device``; :class:`~.segmenter.InstanceSegmenter` is the specification.
 
     Its backbone has no dropout, so complete passes are distributed as those of the heads, and only slower.
@@ -89,17 +79,12 @@ class TorchvisionSegmenter:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        self._torchvision = load_torchvision()
-        self.classes, self.device = classes, torch.device(device)
-        self.options, self.thresholds = options or TorchvisionOptions(), thresholds or Thresholds()
-        self.reset(seed)
-
-    def reset(self, seed: int) -> None:
-        """Fresh weights, or pretrained ones with fresh last layers, that follow from ``seed``."""
-        with seeded(seed, self.device):
-            self.network = self._build().to(self.device).eval().requires_grad_(False)
+        require_torchvision()
+        self.options = options or TorchvisionOptions()
+        super().__init__(classes, thresholds, device, seed)
 
     def _build(self) -> Any:
+        """Mask R-CNN with fresh weights, or with pretrained ones and fresh last layers."""
         from torchvision.models import detection
         from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -128,26 +113,14 @@ class TorchvisionSegmenter:
         drop(heads.mask_predictor, "conv5_mask", "mask_fcn_logits")
         return network
 
-    def fit(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[InstanceTarget],
-        settings: TrainingSettings,
-        seed: int,
-        validate: Validate | None = None,
-        best: float | None = None,
-        checkpointing: Checkpointing | None = None,
-    ) -> float | None:
-        """Train on from the present weights; see the interface."""
-
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[InstanceTarget]) -> Callable[[list[int]], Tensor]:
         def loss(rows: list[int]) -> Tensor:
             flips = (torch.rand(len(rows)) < 0.5).tolist()
             pairs = [self._pair(images[row], targets[row], flip) for row, flip in zip(rows, flips, strict=True)]
             parts = self.network([image for image, _ in pairs], [target for _, target in pairs])
             return torch.stack(list(parts.values())).sum()
 
-        score = None if validate is None else lambda: validate(self)
-        return train(self.network, loss, targets, settings, seed, score, best, checkpointing)
+        return loss
 
     def _pair(self, image: Tensor, target: InstanceTarget, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Image and target as torchvision wants them; mirrored from left to right with ``flip``."""
@@ -169,7 +142,7 @@ class TorchvisionSegmenter:
             for module in modules if dropout is not None else ():
                 module.train()
             try:
-                return [self._detect(images[number].to(self.device), dropout) for number in range(len(images))]
+                return [self._detect(image.to(self.device), dropout) for image in images]
             finally:
                 for module in modules:
                     module.eval()
@@ -217,15 +190,7 @@ class TorchvisionSegmenter:
         """The finest level of the feature pyramid averaged over the image, (n, 256)."""
         found = []
         with torch.no_grad():
-            for number in range(len(images)):
-                scaled = self.network.transform([images[number].to(self.device)])[0]
+            for image in images:
+                scaled = self.network.transform([image.to(self.device)])[0]
                 found.append(self.network.backbone(scaled.tensors)["0"].mean((2, 3)))
         return torch.cat(found)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The weights; copies."""
-        return {name: value.clone() for name, value in self.network.state_dict().items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on with ``state``."""
-        self.network.load_state_dict(state)

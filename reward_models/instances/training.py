@@ -2,26 +2,18 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seggym.reward_models.instances.segmenter import Checkpointing, InstanceTarget, TrainingSettings
+from seggym.reward_models.seeding import seeded
 
 _MOMENTUM = 0.9
 # Gradients of a longer norm are shortened: a batch without objects must not throw the network off.
 _LONGEST_GRADIENT = 10.0
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """What is drawn inside follows from ``seed``; torch's own generators stay as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def learning_rate(settings: TrainingSettings, iteration: int) -> float:

@@ -181,7 +181,7 @@ def test_images_of_ones_own(tmp_path: Any) -> None:
         ({"cohort_options": {"variant": "even"}}, "imbalanced or balanced"),
         ({"learner_options": {"start": "again"}}, "expected scratch or fine_tune"),
         ({"learner_options": {"iteration": 2}}, "learner_options.iteration is unknown"),
-        ({"size": 16}, "image_size=16 must be a multiple of 16 pixels, at least 32"),
+        ({"size": 16}, "size=16 must be a multiple of 16 pixels, at least 32"),
         ({"shares": [0.5, 0.0, 0.5]}, "leave no image for the pool|shares"),
     ],
 )

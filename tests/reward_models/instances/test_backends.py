@@ -228,7 +228,7 @@ def test_operators_that_do_not_load_are_one_sentence(monkeypatch: pytest.MonkeyP
     [
         ("smal", {}, "backend='smal' is unknown"),
         ("small", {"sizes": 64}, "backend_options.sizes is unknown"),
-        ("small", {"size": 63}, "image_size=63 must be a multiple of 16"),
+        ("small", {"size": 63}, "size=63 must be a multiple of 16"),
         ("small", {"dropout": 1.0}, "dropout=1.0 must be"),
     ],
 )
