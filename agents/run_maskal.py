@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(settings, say=lambda line: print(line, flush=True))
     except AnnotationsPending as pending:
-        print(f"Waiting for annotations: {pending}")
+        print(f"Annotations are needed: {pending}")
         return
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on.")

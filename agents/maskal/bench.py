@@ -76,16 +76,18 @@ def _annotator(settings: MaskalSettings, folder: ImageFolder, wait: bool, say: S
 
 
 def _offer(settings: MaskalSettings, folders: Mapping[str, ImageFolder], found: Sequence[Experiment], say: Say) -> None:
-    """Hand out at once what must be annotated before anything is trained; without waiting, say so at once as well."""
+    """Hand out, and say, at once what must be annotated before anything is trained; without waiting it ends there."""
     wanted = {"train": initial_images(settings, folders["train"].names, found[0].seed)}
-    pending: list[str] = []
+    pending: dict[Path, str] = {}
     for part in PARTS:
         try:
             _annotator(settings, folders[part], False, say).annotate(wanted.get(part, folders[part].names))
         except AnnotationsPending as error:
-            pending.append(str(error))
+            pending |= error.problems
     if pending and not settings.wait:
-        raise AnnotationsPending("; ".join(pending))
+        raise AnnotationsPending(pending)
+    if len(pending) > 1:
+        say(f"Images wait to be annotated in {', '.join(map(str, pending))}")
 
 
 def initial_images(settings: MaskalSettings, names: Sequence[str], seed: int) -> list[str]:

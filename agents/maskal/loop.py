@@ -84,10 +84,10 @@ def _plan(bench: Bench, found: Sequence[Experiment]) -> str:
     settings, sizes = bench.settings, {part: len(bench.folders[part].names) for part in PARTS}
     trainings = sum(len(one.queries) + 1 for one in found)
     return (
-        f"{settings.experiment_name}: {len(found)} experiments ({', '.join(dict.fromkeys(one.name for one in found))}; "
-        f"seeds {', '.join(str(seed) for seed in dict.fromkeys(one.seed for one in found))}), at most {trainings} "
-        f"trainings, backend {settings.backend} on {bench.device}; {sizes['train']} images in traindir, {sizes['val']} "
-        f"in valdir, {sizes['test']} in testdir"
+        f"{settings.experiment_name}: {', '.join(dict.fromkeys(one.name for one in found))}; seed "
+        f"{', '.join(dict.fromkeys(str(one.seed) for one in found))}; at most {trainings} trainings, backend "
+        f"{settings.backend} on {bench.device}; {sizes['train']} images in traindir, {sizes['val']} in valdir, "
+        f"{sizes['test']} in testdir"
     )
 
 

@@ -13,7 +13,7 @@ accident would train a network on its own predictions.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +57,17 @@ class Annotator(Protocol):
 
 
 class AnnotationsPending(SeggymError):
-    """Images wait for people; the program may end, and the same command goes on."""
+    """Images wait for people; the program may end, and the same command goes on.
+
+    ``problems`` says what has to be done in each folder.
+    """
+
+    def __init__(self, problems: Mapping[Path, str]) -> None:
+        self.problems = dict(problems)
+        super().__init__(
+            f"{'; '.join(problems.values())}; {_commands(problems)} or another program can do that, then run the same "
+            "command again"
+        )
 
 
 class SimulatedOracle:
@@ -167,24 +177,23 @@ class AnnotateFolder:
         said = ""
         while problem := self._problem(missing, query):
             if not self.wait:
-                raise AnnotationsPending(problem)
+                raise AnnotationsPending({self.folder: problem})
             if problem != said:
-                self.say(problem)
+                self.say(f"Waiting: {problem}; {_commands([self.folder])} or another program can do that")
                 said = problem
             time.sleep(self.interval)
 
     def _problem(self, missing: Sequence[str], query: dict[str, Any]) -> str:
-        """What still has to be done in the folder, in one sentence; nothing where all is there."""
-        hint = f"`seggym annotate {self.folder}` or another program can do that, then run the same command again"
+        """What still has to be done in the folder; nothing where all is there."""
         try:
             here = open_image_folder(self.folder)
         except SeggymError as error:
-            return f"{error} ({hint})"
+            return str(error)
         annotated = set(here.annotated(missing))
         open_ones = [name for name in missing if name not in annotated]
         if open_ones:
             count = f"{len(open_ones)} of {len(missing)} images"
-            return f"{count} in {self.folder} are to be annotated ({_some(open_ones)}): {hint}"
+            return f"{count} in {self.folder} are to be annotated ({_some(open_ones)})"
         faults = []
         for name in missing:
             try:
@@ -192,13 +201,12 @@ class AnnotateFolder:
             except SeggymError as error:
                 faults.append(str(error))
         if faults:
-            return f"{_some(faults, '; ')} ({hint})"
+            return _some(faults, "; ")
         unsaved = [name for name in missing if is_unsaved(here, name, query)]
         if unsaved and not (self.folder / DONE).is_file():
             return (
                 f"{len(unsaved)} of {len(missing)} predictions in {self.folder} have not been saved by anybody "
-                f"({_some(unsaved)}): correct and save them, or accept them as they are with an empty file {DONE} "
-                f"there; {hint}"
+                f"({_some(unsaved)}): correct and save them, or accept them as they are with an empty file {DONE} there"
             )
         return ""
 
@@ -276,6 +284,10 @@ def read_checked(folder: ImageFolder, names: Sequence[str], classes: Sequence[st
     if faults:
         raise SeggymError(_some(faults, "; "))
     return found
+
+
+def _commands(folders: Iterable[Path]) -> str:
+    return ", ".join(f"`seggym annotate {folder}`" for folder in folders)
 
 
 def _write_untouched(content: bytes, path: Path) -> None:

@@ -18,6 +18,7 @@ from seggym.agents.maskal.loop import run
 from seggym.agents.maskal.report import write_report
 from seggym.agents.maskal.settings import MaskalSettings, check
 from seggym.agents.maskal.workflow import AnnotationsPending
+from seggym.agents.run_maskal import main
 from seggym.cohorts.annotations.reading import open_image_folder
 from seggym.cohorts.instance_phantoms import CLASSES, write_instances
 from seggym.errors import SeggymError
@@ -229,6 +230,26 @@ def test_people_annotate_and_the_same_command_goes_on(images: Path, straight: Pa
             for out in (tmp_path, straight)
         ]
         assert found[0] == found[1]
+
+
+def test_the_command_ends_in_good_order_where_people_are_needed(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It returns (exit code 0), says once what to do, and all folders are ready."""
+    mine = tmp_path / "images"
+    for part in ("train", "val", "test"):
+        (mine / part).mkdir(parents=True)
+        for path in (images / part).glob("*.png"):
+            shutil.copy(path, mine / part)
+    path = tmp_path / "maskAL.yaml"
+    path.write_text(json.dumps(values(mine, tmp_path, annotator="folder", wait=False)))
+    main(["--config", str(path)])
+    said = capsys.readouterr().out
+    commands = ", ".join(f"`seggym annotate {mine / part / 'annotate'}`" for part in ("train", "val", "test"))
+    assert said.startswith("Annotations are needed: 4 of 4 images in ")
+    assert said.endswith(f"; {commands} or another program can do that, then run the same command again\n")
+    assert said.count("the same command") == 1
+    assert [len(list((mine / part / "annotate").glob("*.png"))) for part in ("train", "val", "test")] == [4, 4, 4]
 
 
 def test_a_pool_that_runs_out_ends_the_loop(images: Path, tmp_path: Path) -> None:
