@@ -87,15 +87,18 @@ def open_selection_bench(
 ) -> SelectionBench:
     """Make the episodes "eval:0", "eval:1", ...; raises :class:`SeggymError` for a budget that the pool does not hold.
 
-    Environments of images are refused: there is one number per episode to compare, and no patient to resample.
+    Environments of single images are refused: there is one number per episode to compare, and no patient to resample.
     """
     if episodes < 2 or budget < 1:
         raise SeggymError(f"episodes={episodes} and budget={budget}, expected at least 2 episodes of 1 sample or more")
     settings = replace(
         selection_settings(env_id, env_kwargs), role=role, budget=budget, precision="fp32", illegal_action="noop"
     )
-    if settings.classification:
-        raise SeggymError(f"{env_id} classifies images, expected patients to resample: choose a segmentation")
+    if settings.single_images:
+        raise SeggymError(
+            f"{env_id} has single images, expected patients to resample: choose a segmentation, or compare strategies "
+            "with agents/run_al.py (classification) or agents/run_maskal.py (instances)"
+        )
     engine = build_engine(settings, episodes)
     cohort = open_cohort(settings.cohort, settings.data_root, **settings.cohort_options)
     owners = choose_roles(settings, cohort).reward

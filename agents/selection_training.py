@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from seggym.agents.algorithms.scores import best_legal
 from seggym.cohorts.cohort import open_cohort
 from seggym.envs.selection.engine import Episodes, SelectionEngine
+from seggym.envs.selection.instances import build_instance_engine
 from seggym.envs.selection.pools import PooledEngine
 from seggym.envs.selection.settings import SelectionSettings
 from seggym.envs.selection.sources import build_engine, choose_roles
@@ -30,7 +31,8 @@ def selection_measure(
     chosen = replace(settings, role="val", precision="fp32", budget=settings.budget_range[1], illegal_action="noop")
     with torch.random.fork_rng():
         # Networks that are loaded for the first time draw numbers, which would change those of the training.
-        engine = build_engine(chosen, episodes)
+        build = build_instance_engine if settings.learner == "instances" else build_engine
+        engine = build(chosen, episodes)
     keys = episode_keys(episodes)
 
     def measure() -> dict[str, float]:
@@ -47,7 +49,8 @@ def validate_selection(
 ) -> dict[str, float]:
     """Means over the episodes ``keys``, one for each environment, with the largest budget.
 
-    ``mean_quality`` of Q_1..Q_T (the area), last ``quality``, ``dice_<class>`` (of a classification F1 scores).
+    ``mean_quality`` of Q_1..Q_T (the area), last ``quality``, ``dice_<class>`` (of a classification F1 scores, of
+    instances average precision).
     """
     budget = engine.settings.budget_range[1]
     slots = torch.arange(engine.num_envs, device=engine.device)
@@ -96,10 +99,10 @@ def encoder_hash(settings: SelectionSettings) -> str | None:
 def patients_of(engine: SelectionEngine | PooledEngine) -> tuple[str, frozenset[str]]:
     """Fingerprint of the data, and everybody who has a part in the episodes of ``engine``.
 
-    Of images, each of which is its own patient, those of the pool.
+    Of single images those of the pool.
     """
     settings = engine.settings
-    if settings.classification:
+    if settings.single_images:
         return "none", frozenset(engine.pool.table.names)
     cohort = open_cohort(settings.cohort, settings.data_root, **settings.cohort_options)
     roles = choose_roles(settings, cohort)

@@ -169,6 +169,11 @@ class SelectionSettings:
         return self.cohort == "images"
 
     @property
+    def single_images(self) -> bool:
+        """Whether every sample is an image of its own, of no patient."""
+        return self.cohort in ("images", "instances")
+
+    @property
     def minutes(self) -> Costs:
         """The cost model with its defaults filled in."""
         return build(Costs, self.costs, "costs.")

@@ -363,6 +363,40 @@ def test_the_network_is_named_like_the_others():
     assert arguments["features_extractor_class"] is CandidateExtractor
 
 
+def test_a_selector_of_instances_trains(tmp_path):
+    """Validated by mAP among the images of the role val, and its snapshot says which images it was trained on."""
+    kwargs = {
+        "cohort_options": {"images": 100},
+        "learner_options": {"first_iterations": 1, "iterations": 1, "width": 8, "proposals": 4},
+        "observation": [*SEEN, "action_mask"],
+        "budget": 2,
+        "initial": 2,
+        "candidates": 4,
+        "state_slices": 4,
+    }
+    network = {**PPO, "activation": "tanh"}
+    steps = {
+        "total_steps": 8,
+        "num_envs": 2,
+        "eval_every": 8,
+        "eval_episodes": 2,
+        "checkpoint_every": 8,
+        "log_every": 8,
+    }
+    hyperparameters = {"n_steps": 4, "batch_size": 8, "n_epochs": 1}
+    run = TrainSettings(
+        str(tmp_path / "run"), "ALSelect-Instances-v0", kwargs, "maskable_ppo", hyperparameters, network, **steps
+    )
+    folder = train(run)
+    card = load_policy(folder / "best").card
+    assert card["cohort"] == "instances"
+    assert card["num_classes"] == 6  # five kinds of objects and the background
+    assert all(name.startswith("image_") for name in card["patients"])
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert header.count("dice_") == 5
+    assert sum(",validation," in row for row in rows) == 2
+
+
 @pytest.mark.parametrize("env", ["alselect_phantom", "alselect_acdc", "alselect_mscmr", "alselect_chaos"])
 @pytest.mark.parametrize("agent", ["selector_ppo", "selector_dqn"])
 def test_the_configurations_compose(env, agent):

@@ -240,7 +240,8 @@ def test_another_environment_keeps_what_the_selector_looks_at(snapshot, tmp_path
         ({"env": {"id": PHANTOM}, "strategies": ["randm"]}, "randm"),
         ({"env": {"id": PHANTOM}, "replay": "vnet"}, "replay='vnet' is unknown"),
         ({"env": {"id": PHANTOM}, "episodes": 1}, "expected at least 2 episodes"),
-        ({"env": {"id": "ALSelect-Classification-v0"}}, "classifies images"),
+        ({"env": {"id": "ALSelect-Classification-v0"}}, r"has single images, .*run_al\.py"),
+        ({"env": {"id": "ALSelect-Instances-v0"}}, r"has single images, .*run_maskal\.py"),
     ],
 )
 def test_what_cannot_be_evaluated(tmp_path, changes, message):
