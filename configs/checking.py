@@ -57,7 +57,8 @@ def require_types(values: Mapping[str, Any], types: Mapping[str, Any], prefix: s
         allowed = _classes(types[key])
         if type(value) not in allowed and not (isinstance(value, allowed) and not isinstance(value, bool)):
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in dict.fromkeys(allowed))
-            raise SeggymError(f"{prefix}{key}={value!r} is a {type(value).__name__}, expected {expected}; mend the key")
+            found = "null" if value is None else f"a {type(value).__name__}"
+            raise SeggymError(f"{prefix}{key}={value!r} is {found}, expected {expected}; mend the key")
 
 
 def require_at_least(record: object, prefix: str = "", **least: float) -> None:

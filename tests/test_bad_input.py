@@ -141,6 +141,8 @@ def test_values_of_the_right_type_pass() -> None:
     assert build(Acquisition, {"snr": None}).snr is None
     assert build(Acquisition, {"snr": 10, "phase": [0.0, 1.0]}) == Acquisition(snr=10, phase=(0.0, 1.0))
     types = {"a": float | None, "b": dict[str, Any], "c": bool}
+    with pytest.raises(SeggymError, match=r"^c=None is null, expected bool; mend the key$"):
+        require_types({"c": None}, types)
     require_types({"a": None, "b": {}, "c": True}, types)
     require_types({"a": 1, "b": {}, "c": False}, types)
 
