@@ -111,7 +111,7 @@ def test_missing_and_foreign_snapshots_are_refused(save, tmp_path):
         ({"observation": {"image": {"kind": "magic"}}}, "observation part that is unknown"),
         ({"weights": "0"}, "is not the file that"),
         ({"num_actions": "x"}, "num_actions='x' is a str, expected int"),
-        ({"env_kwargs": None}, "env_kwargs=None is a NoneType, expected dict"),
+        ({"env_kwargs": None}, "env_kwargs=None is null, expected dict"),
         ({"patients": [1]}, "patients must be names"),
     ):
         card.write_text(json.dumps({**original, **change}))
