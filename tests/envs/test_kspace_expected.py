@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import SMALL_SCAN, StubNetwork, synthetic_stack
+from synthetic_scanner import SMALL_SCAN, StubNetwork, synthetic_stack
 
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.envs.kspace.expected import ExpectedDice, load_expected_dice
