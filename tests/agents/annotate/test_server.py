@@ -223,13 +223,20 @@ def test_other_methods_do_nothing(server, method):
 
 
 def test_the_command_says_the_address_and_ends_with_ctrl_c(root):
-    command = [sys.executable, "-c", "from seggym.cli import main; main()", "annotate", str(root)]
+    # What is started in the background of a shell ignores Ctrl-C, and its children do, unless they say otherwise.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from seggym.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "annotate", str(root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        url = process.stdout.readline().strip()
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            assert b"<title>seggym annotate</title>" in answer.read()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        try:
+            url = process.stdout.readline().strip()
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                assert b"<title>seggym annotate</title>" in answer.read()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
     missing = subprocess.run([*command[:-1], str(root / "none")], capture_output=True, text=True)
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: there is no folder")
