@@ -22,21 +22,25 @@ class LoopOptions:
     The weight of entropy is ``entropy`` / (2 i) and that of the divergence from the supervised network ``divergence`` /
     (2 i), as in RL4Seg. ``shrink`` begins an iteration from shrunk and perturbed weights. ``source_looks`` puts source
     images with their true labels into every reward data set, whose errors are known: as they are (plain), with the
-    histograms of target images (histogram), or strongly augmented (augmented).
+    histograms of target images (histogram), or strongly augmented (augmented); a look may be named several times. PPO
+    is shown ``copies`` of every image and of every anchor, each turned, scaled and changed in contrast in its own way,
+    the first as it is. ``warm`` begins with the reward net of the iteration before.
     """
 
     iterations: int = 3
     entropy: float = 0.3
     divergence: float = 0.1
     shrink: bool = False
-    source_looks: Sequence[str] = ("histogram",)
+    source_looks: Sequence[str] = ("histogram", "augmented")
+    copies: int = 8
+    warm: bool = False
 
     def __post_init__(self) -> None:
         for look in self.source_looks:
             if look not in LOOKS:
                 raise SeggymError(f"loop.source_looks names {look!r}; {nearest(str(look), LOOKS)}")
-        if self.iterations < 1:
-            raise SeggymError(f"loop.iterations={self.iterations} must be at least 1")
+        if self.iterations < 1 or self.copies < 1:
+            raise SeggymError(f"loop.iterations={self.iterations} and loop.copies={self.copies} must be at least 1")
         if self.entropy < 0 or self.divergence < 0:
             raise SeggymError("loop.entropy and loop.divergence must not be negative")
 

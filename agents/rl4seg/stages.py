@@ -19,7 +19,7 @@ from seggym.agents.pixel.settings import PixelSettings
 from seggym.agents.pixel.training import Trained, shrink_perturb, train_pixel_ppo
 from seggym.agents.rl4seg.baselines.styles import augmented, fourier_styled, histogram_matched
 from seggym.agents.rl4seg.selection import Evidence, choose, evidence
-from seggym.agents.rl4seg.supervised import Style, dice_score, fit, label_maps, seeded
+from seggym.agents.rl4seg.supervised import Style, dice_score, fit, label_maps
 from seggym.agents.rl4seg.trial import ACTOR, PRIOR, Trial
 from seggym.configs.checking import build
 from seggym.envs.adaptation.rewards import OracleReward
@@ -28,9 +28,11 @@ from seggym.files import write_atomic, write_json
 from seggym.reward_models.checkpoints import ERRORS, ModelCard, load_network, save_network
 from seggym.reward_models.error_net import ErrorNet, RewardMap, load_error_net
 from seggym.reward_models.error_training import ErrorNetSettings, train_error_net
+from seggym.reward_models.network_learner import turned
 from seggym.reward_models.networks import UNet
 from seggym.reward_models.reward_dataset import RewardDataset, join_reward_datasets, load_reward_dataset
 from seggym.reward_models.reward_pairs import NoPairs, PairSettings, build_reward_pairs
+from seggym.reward_models.seeding import seeded
 from seggym.reward_models.shape_prior import PriorSettings, train_shape_prior
 
 ANCHORS, CHOICE, LOG = "anchors.npz", "choice.json", "ppo.json"
@@ -88,7 +90,11 @@ def _predict(trial: Trial, iteration: int, folder: Path) -> dict[str, Any]:
     what = f"{iteration}/rewards"
     settings = replace(trial.pair_settings, seed=trial.seed(what))
     target = pair.target_train
-    known = [_source_pairs(trial, policy, what, look, settings) for look in trial.settings.loop.source_looks]
+    looks = trial.settings.loop.source_looks
+    known = [
+        _source_pairs(trial, policy, f"{what}, look {place}", look, replace(settings, seed=settings.seed + place))
+        for place, look in enumerate(looks)
+    ]
     counts = {"target_images": len(target.images), "used": 0, "anchors": 0}
     shape = (0, *target.images.shape[1:])
     arrays: dict[str, Any] = {"images": np.zeros(shape, np.float32), "masks": np.zeros(shape[:1] + shape[2:], np.uint8)}
@@ -118,9 +124,9 @@ def _source_pairs(trial: Trial, policy: nn.Module, what: str, look: str, setting
     images = source.images
     if look != "plain":
         style = style_of(trial, look)
-        with seeded(trial.seed(f"{what}, {look}")):
+        with seeded(trial.seed(what)):
             images = style(images, torch.arange(len(images)))
-    names = [f"source {look} {name}" for name in source.names]
+    names = [f"{what} {name}" for name in source.names]
     classes = trial.pair.class_names
     return build_reward_pairs(
         policy, images, source.patients, names, None, None, settings, class_names=classes, truths=source.masks
@@ -138,17 +144,31 @@ def load_anchors(trial: Trial, iteration: int) -> tuple[Tensor, Tensor] | None:
     return (images, masks) if len(images) else None
 
 
+def varied(trial: Trial, what: str, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of images and their label maps, all but the first changed as in supervised training.
+
+    A policy that is rewarded on a few dozen images alone learns those by heart.
+    """
+    with seeded(trial.seed(f"{what}, copies")):
+        made = [turned(images, masks, outside=0) for _ in range(trial.settings.loop.copies - 1)]
+    shown, labels = zip((images, masks), *made, strict=True)
+    return torch.cat(shown), torch.cat([entry.to(torch.uint8) for entry in labels])
+
+
 def reward(trial: Trial, iteration: int) -> None:
     """Stage ``i/reward_net``: trained on the pairs of the iteration, with a fitted temperature."""
+    warm = trial.settings.loop.warm and iteration > 1
+    after = [f"{iteration}/rewards", *([f"{iteration - 1}/reward_net"] if warm else [])]
 
     def make(folder: Path) -> dict[str, Any]:
         seed = trial.seed(f"{iteration}/reward_net")
         settings = build(ErrorNetSettings, {**trial.settings.reward, "seed": seed}, "reward.")
-        net = train_error_net(load_reward_dataset(trial.folder.root / f"{iteration}/rewards"), settings)
+        start = load_reward(trial, iteration - 1) if warm else None
+        net = train_error_net(load_reward_dataset(trial.folder.root / f"{iteration}/rewards"), settings, start)
         net.save(folder, trial.pair.source_train.images.shape[-1], str(trial.settings.domains["cohort"]))
         return {"temperature": net.temperature, **net.metrics}
 
-    trial.folder.stage(f"{iteration}/reward_net", [f"{iteration}/rewards"], make)
+    trial.folder.stage(f"{iteration}/reward_net", after, make)
 
 
 def load_reward(trial: Trial, iteration: int) -> ErrorNet:
@@ -160,11 +180,16 @@ def load_reward(trial: Trial, iteration: int) -> ErrorNet:
 
 def ppo(trial: Trial, iteration: int) -> None:
     """Stage ``i/actor``: PPO against the reward net; of its checkpoints and the networks before it the best is kept."""
+    what = actor(iteration)
     after = [actor(iteration - 1), ACTOR, f"{iteration}/rewards", f"{iteration}/reward_net", *_prior(trial)]
 
     def make(folder: Path) -> dict[str, Any]:
+        anchors, images = load_anchors(trial, iteration), trial.pair.target_train.images
+        # Nobody knows their label maps: those that go along are empty.
+        shown = varied(trial, what, images, torch.zeros_like(images[:, 0], dtype=torch.uint8))[0]
         trained, candidates = train_policy(
-            trial, f"{iteration}/actor", iteration, load_reward(trial, iteration), load_anchors(trial, iteration),
+            trial, what, iteration, shown, load_reward(trial, iteration),
+            None if anchors is None else varied(trial, f"{what}, anchors", *anchors),
             trial.load(actor(iteration - 1)), _critic(trial, iteration - 1),
         )  # fmt: skip
         candidates = {"supervised": trial.load(ACTOR), **candidates}
@@ -185,12 +210,13 @@ def train_policy(
     trial: Trial,
     what: str,
     iteration: int,
+    images: Tensor,
     score: RewardMap | OracleReward,
     anchors: tuple[Tensor, Tensor] | None,
     start: UNet,
     critic: UNet | None,
 ) -> tuple[Trained, dict[str, UNet]]:
-    """PPO from ``start`` on the target's training images, and its checkpoints by name, the last one among them."""
+    """PPO from ``start`` on ``images`` of the target, and its checkpoints by name, the last one among them."""
     entropy, divergence = trial.settings.loop.weights(iteration)
     values = {**trial.settings.ppo, "entropy": entropy, "beta": divergence, "seed": trial.seed(what)}
     settings = build(PixelSettings, {**values, "device": str(trial.device)}, "ppo.")
@@ -206,9 +232,7 @@ def train_policy(
             assert isinstance(policy, UNet)
             kept[f"images{images:06d}"] = copy.deepcopy(policy).eval().requires_grad_(False)
 
-    trained = train_pixel_ppo(
-        start, critic, trial.load(ACTOR), trial.pair.target_train.images, score, settings, anchors, progress
-    )
+    trained = train_pixel_ppo(start, critic, trial.load(ACTOR), images, score, settings, anchors, progress)
     return trained, kept
 
 

@@ -2,8 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from seggym.errors import SeggymError
 from seggym.reward_models.metrics import dice_per_class, encode_truth, most_probable
 from seggym.reward_models.network_learner import turned
 from seggym.reward_models.networks import UNet
+from seggym.reward_models.seeding import seeded
 from seggym.reward_models.unet_learner import dice_loss
 
 # Images that pass through a network at a time when it predicts.
@@ -145,12 +145,3 @@ def mean_dice(masks: Tensor, truth: Tensor, num_classes: int) -> float:
 def dice_score(images: Tensor, truth: Tensor, num_classes: int) -> Score:
     """Scores a network by its Dice on labelled images."""
     return lambda network: mean_dice(label_maps(network, images), truth, num_classes)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's generators start from ``seed`` inside, and are as they were afterwards."""
-    devices: Sequence[int] = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        torch.manual_seed(seed)
-        yield

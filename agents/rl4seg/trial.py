@@ -13,7 +13,7 @@ from seggym.agents.rl4seg.folders import RunFolder
 from seggym.agents.rl4seg.scoring import Scores, score
 from seggym.agents.rl4seg.selection import Held
 from seggym.agents.rl4seg.settings import RunSettings
-from seggym.agents.rl4seg.supervised import label_maps, seeded
+from seggym.agents.rl4seg.supervised import label_maps
 from seggym.configs.checking import build
 from seggym.envs.adaptation.domains import Domain, DomainPair, open_domains
 from seggym.envs.adaptation.settings import ROLES, DomainSettings
@@ -25,6 +25,7 @@ from seggym.reward_models.correctors import Corrector, MorphologyCorrector, Shap
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.networks import UNet
 from seggym.reward_models.reward_pairs import PairSettings
+from seggym.reward_models.seeding import seeded
 from seggym.reward_models.shape_prior import load_shape_prior
 
 ACTOR, TWIN, PRIOR = "0/actor", "0/twin", "0/prior"

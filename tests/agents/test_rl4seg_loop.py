@@ -83,7 +83,7 @@ def test_trained_baselines_take_as_many_steps_as_the_policy(finished):
     steps = 2 * 2 * (2 + 1)
     assert stages.updates(open_trial(settings)) == steps
     facts = {name: read_json(finished / "baselines" / name / "finished.json")["facts"] for name in BASELINES}
-    for name in ("histogram_matching", "fda", "tent", "self_training_corrector", "self_training_validated"):
+    for name in ("source_augmented", "histogram_matching", "fda", "self_training_corrector", "self_training_validated"):
         assert facts[name]["updates"] == steps
     assert {name for name in BASELINES if facts[name]["privileged"]} == {"oracle_reward", "supervised_target"}
 

@@ -17,9 +17,10 @@ from seggym.agents.rl4seg.monitors import COLUMNS, observe, suspicions, table
 from seggym.agents.rl4seg.scoring import correlation, score, scores_from_json
 from seggym.agents.rl4seg.selection import Held, choose, evidence, foreground_dice, region
 from seggym.agents.rl4seg.settings import LoopOptions, SelectionWeights
-from seggym.agents.rl4seg.supervised import FitSettings, dice_score, fit, label_maps, mean_dice, probabilities, seeded
+from seggym.agents.rl4seg.supervised import FitSettings, dice_score, fit, label_maps, mean_dice, probabilities
 from seggym.errors import SeggymError
 from seggym.reward_models.networks import UNet
+from seggym.reward_models.seeding import seeded
 
 NAMES = ("background", "cavity", "wall")
 

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from seggym.agents.rl4seg.supervised import seeded
+from seggym.reward_models.seeding import seeded
 
 
 def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:

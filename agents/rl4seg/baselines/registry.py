@@ -1,8 +1,7 @@
 """The baselines by name: those that are trained take as many gradient steps as RL4Seg's policy, in the same run.
 
-None but the privileged ones sees a label of the target, and none chooses a checkpoint by one: networks trained on
-source labels keep the last weights or the best on source validation patients, networks trained on pseudo labels are
-chosen among their rounds as RL4Seg chooses among its checkpoints, without the part that needs a reward net.
+None but the privileged ones sees a label of the target, and none chooses a checkpoint by one: networks trained anew on
+the source keep the best weights on source validation patients, everything else its last ones.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seggym.agents.rl4seg.baselines.batch_norm import adabn, tent
-from seggym.agents.rl4seg.stages import ACTOR, pick, style_of, train_policy, train_source, updates
+from seggym.agents.rl4seg.stages import ACTOR, style_of, train_policy, train_source, updates, varied
 from seggym.agents.rl4seg.supervised import FitSettings, dice_score, fit, label_maps
 from seggym.agents.rl4seg.trial import PRIOR, TWIN, Trial, save_masks
 from seggym.envs.adaptation.domains import target_train_labels
@@ -46,15 +45,15 @@ def budget(trial: Trial) -> FitSettings:
     return replace(trial.settings.pretrain, iterations=updates(trial))
 
 
-def _source(trial: Trial, folder: Path, start: str) -> tuple[Predictor, dict[str, Any]]:
-    if start == trial.settings.start:
+def _source_only(trial: Trial, folder: Path) -> tuple[Predictor, dict[str, Any]]:
+    if trial.settings.start == "plain":
         return partial(label_maps, trial.load(ACTOR)), {"updates": 0}
-    facts = train_source(trial, folder, f"source, {start}", start)
-    return partial(label_maps, _load(trial, folder)), facts
+    facts = train_source(trial, folder, "source only", "plain")
+    return partial(label_maps, _load(trial, folder)), {**facts, "updates": 0}
 
 
 def _styled(trial: Trial, folder: Path, name: str) -> tuple[Predictor, dict[str, Any]]:
-    """The supervised network trained on, with source images in the style of target images."""
+    """The supervised network trained on, with source images in another style."""
     source, settings = trial.pair.source_train, budget(trial)
     assert source.masks is not None
     style = style_of(trial, name)
@@ -79,7 +78,9 @@ def _adabn(trial: Trial, folder: Path) -> tuple[Predictor, dict[str, Any]]:
 
 
 def _tent(trial: Trial, folder: Path) -> tuple[Predictor, dict[str, Any]]:
-    images, batch, steps = trial.pair.target_train.images, trial.settings.pretrain.batch, updates(trial)
+    images, batch = trial.pair.target_train.images, trial.settings.pretrain.batch
+    # Once over the target, as published: with the budget of the others it ends with one class everywhere.
+    steps = -(-len(images) // batch)
     adapted = tent(_twin(trial), images, batch, steps, _TENT_RATE, trial.seed("tent"))
     return partial(label_maps, adapted), {"updates": steps}
 
@@ -100,7 +101,6 @@ def _self_training(trial: Trial, folder: Path, validated: bool) -> tuple[Predict
     rounds = trial.settings.loop.iterations
     settings = replace(total, iterations=max(1, total.iterations // rounds))
     network = trial.load(ACTOR)
-    candidates: dict[str, UNet] = {"supervised": network}
     counts = []
     for number in range(1, rounds + 1):
         drawn = label_maps(network, images)
@@ -111,20 +111,19 @@ def _self_training(trial: Trial, folder: Path, validated: bool) -> tuple[Predict
             break
         seed = trial.seed(f"{folder.name}, round {number}")
         network = fit(network, images[kept], corrected.masks[kept], settings, seed).network
-        candidates[f"round{number}"] = network
-    network, record = pick(trial, candidates, None)
     trial.save(folder, network, (*trial.pair.source_train.patients, *trial.pair.target_train.patients))
-    return partial(label_maps, network), {"updates": total.iterations, "pseudo_labels": counts, "choice": record}
+    return partial(label_maps, network), {"updates": total.iterations, "pseudo_labels": counts}
 
 
 def _oracle(trial: Trial, folder: Path) -> tuple[Predictor, dict[str, Any]]:
     """The same loop with the true pixelwise accuracy as its reward, and no anchors: what a perfect reward net gives."""
     labels = target_train_labels(trial.domain_settings).to(trial.device)
-    score = OracleReward(labels, trial.num_classes, "accuracy")
     network, critic = trial.load(ACTOR), None
     for iteration in range(1, trial.settings.loop.iterations + 1):
         what = f"{folder.name}, iteration {iteration}"
-        trained, _ = train_policy(trial, what, iteration, score, None, network, critic)
+        shown, truth = varied(trial, what, trial.pair.target_train.images, labels)
+        score = OracleReward(truth, trial.num_classes, "accuracy")
+        trained, _ = train_policy(trial, what, iteration, shown, score, None, network, critic)
         network, critic = trained.actor, trained.critic
     trial.save(folder, network, (*trial.pair.source_train.patients, *trial.pair.target_train.patients))
     return partial(label_maps, network), {"updates": updates(trial)}
@@ -148,9 +147,9 @@ def _load(trial: Trial, folder: Path) -> UNet:
 
 
 BASELINES: dict[str, Baseline] = {
-    "source_only": Baseline(partial(_source, start="plain"), "trained on the source"),
+    "source_only": Baseline(_source_only, "trained on the source"),
     "source_augmented": Baseline(
-        partial(_source, start="augmented"), "trained on the source, strongly augmented by the family of shifts"
+        partial(_styled, name="augmented"), "source images strongly augmented by the family of shifts"
     ),
     "histogram_matching": Baseline(partial(_styled, name="histogram"), "source images with target histograms"),
     "fda": Baseline(partial(_styled, name="fda"), "source images with target amplitudes, low frequencies"),
