@@ -44,7 +44,9 @@ class ClassifierLearner(NetworkLearner):
         """Cross-entropy of images that are mirrored at random and changed in contrast."""
         mirrored = torch.where(torch.rand(len(images), 1, 1, 1).to(images) < 0.5, images.flip(-1), images)
         contrast = 1 + 0.2 * (torch.rand(len(images), 1, 1, 1).to(images) * 2 - 1)
-        return functional.cross_entropy(network(mirrored * contrast)[0], targets)
+        with self.reduced():
+            logits = network((mirrored * contrast).contiguous(memory_format=torch.channels_last))[0]
+        return functional.cross_entropy(logits.float(), targets)
 
 
 def classifier_options(**given: object) -> NetworkOptions:

@@ -94,10 +94,15 @@ class UNetLearner(NetworkLearner):
         """Half cross-entropy and half Dice loss; for scribbles see the module."""
         assert isinstance(network, DropoutUNet)
         images, labels = turned(images, targets, outside=UNLABELLED if self.scribbles else 0)
+        images = images.contiguous(memory_format=torch.channels_last)
         if not self.scribbles:
-            logits = network(images)[0]
+            with self.reduced():
+                logits = network(images)[0]
+            logits = logits.float()
             return 0.5 * (functional.cross_entropy(logits, labels) + dice_loss(logits.softmax(1), labels))
-        pair = network.both(images)
+        with self.reduced():
+            both = network.both(images)
+        pair = [logits.float() for logits in both]
         annotated = (labels != UNLABELLED).sum().clamp_min(1)
         # A batch may hold no annotated pixel once it is turned: a sum over none is 0, a mean would be no number.
         partial = [

@@ -186,3 +186,18 @@ def test_wrong_options_are_sentences():
         NetworkOptions(iterations=0)
     with pytest.raises(SeggymError, match="dropout"):
         NetworkOptions(dropout=1.0)
+
+
+def test_the_precision_of_training_changes_little():
+    fine, masks = make(iterations=60, widths=(8, 16), precision="fp32")
+    coarse, _ = make(iterations=60, widths=(8, 16), precision="bf16")
+    slices = torch.tensor([[4, 5, 6, 7]])
+    for learner in (fine, coarse):
+        teach(learner, masks)
+    row = torch.tensor([0])
+    exact, rounded = fine.predict(row, slices), coarse.predict(row, slices)
+    assert rounded.dtype == exact.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert (exact.argmax(2) == rounded.argmax(2)).float().mean() > 0.95
+    with pytest.raises(SeggymError, match="precision='fp8' is unknown, expected one of auto, fp32, bf16"):
+        NetworkOptions(precision="fp8")
