@@ -121,6 +121,9 @@ class DensePolicy(ActorCriticPolicy):
         self.action_dist = PixelCategorical()
         self.actor = build_network(self.architecture, self.num_classes, **self.actor_options)
         self.critic = build_network(self.architecture, 1, **self.critic_options)
+        # Convolutions are a fifth faster where the channels of a pixel lie together.
+        self.actor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's annotations
+        self.critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Two groups in this order: PixelPPO sets their rates.
         groups = [
             {"params": list(network.parameters()), "max_grad_norm": norm}
