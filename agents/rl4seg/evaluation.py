@@ -10,7 +10,7 @@ from torch import Tensor
 from seggym.agents.rl4seg.baselines.registry import BASELINES
 from seggym.agents.rl4seg.figures import example
 from seggym.agents.rl4seg.monitors import observe, suspicions, table
-from seggym.agents.rl4seg.results import EVALUATION, EXAMPLE, FORMAT, METRICS, SUBJECT
+from seggym.agents.rl4seg.results import CORRECTED, EVALUATION, EXAMPLE, FORMAT, METRICS, SUBJECT
 from seggym.agents.rl4seg.scoring import Scores
 from seggym.agents.rl4seg.stages import actor, load_reward
 from seggym.agents.rl4seg.supervised import label_maps, probabilities
@@ -71,7 +71,9 @@ def _policies(trial: Trial, iterations: int) -> dict[str, dict[str, Tensor]]:
 
 
 def _scored(trial: Trial, masks: Mapping[str, Tensor]) -> dict[str, Scores]:
-    return {part: trial.score(masks[part], getattr(trial.pair, f"target_{part}")) for part in PARTS}
+    found = {part: trial.score(masks[part], getattr(trial.pair, f"target_{part}")) for part in PARTS}
+    # Whoever wants valid masks may have those of any method corrected, so what that gives stands beside them all.
+    return {**found, CORRECTED: trial.score(trial.correct(masks["test"]).masks, trial.pair.target_test)}
 
 
 def _json(scores: Mapping[str, Scores]) -> dict[str, Any]:

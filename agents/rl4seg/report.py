@@ -10,12 +10,19 @@ import numpy as np
 
 from seggym.agents.report import STYLE, figure, html_table
 from seggym.agents.rl4seg.figures import Evaluations, curve, number, reliability
-from seggym.agents.rl4seg.results import EVALUATION, EXAMPLE, SUBJECT, pooled, read_evaluations
+from seggym.agents.rl4seg.results import CORRECTED, EVALUATION, EXAMPLE, SUBJECT, pooled, read_evaluations
 from seggym.errors import SeggymError
 from seggym.files import write_atomic, write_json
 from seggym.reward_models import statistics
 
-_METRICS = ("dice", "hd95", "valid")
+# Name in a summary: the metric, and the part that it is of.
+_COMPARED = {
+    "dice": ("dice", "test"),
+    "hd95": ("hd95", "test"),
+    "valid": ("valid", "test"),
+    "corrected_dice": ("dice", CORRECTED),
+    "corrected_valid": ("valid", CORRECTED),
+}
 
 
 def finished_runs(root: Path) -> list[Path]:
@@ -45,21 +52,21 @@ def summarise(evaluations: Evaluations) -> dict[str, Any]:
     first = evaluations[0]
     methods = [name for name in first["methods"] if all(name in content["methods"] for content in evaluations)]
     structures = first["class_names"][1:]
-    metrics = [*_METRICS, "failed", *(f"dice/{name}" for name in structures)]
+    metrics = {**_COMPARED, **{name: (name, "test") for name in ("failed", *(f"dice/{key}" for key in structures))}}
     rows: dict[str, dict[str, Any]] = {}
     contrasts: dict[str, dict[str, Any]] = {}
-    ours = {metric: pooled(evaluations, SUBJECT, metric) for metric in _METRICS}
+    ours = {key: pooled(evaluations, SUBJECT, *what) for key, what in _COMPARED.items()}
     for name in methods:
         rows[name] = {}
-        for metric in metrics:
-            values, patients, seeds = pooled(evaluations, name, metric)
-            rows[name][metric] = statistics.bootstrap_interval(values, patients, runs=seeds)._asdict()
+        for key, what in metrics.items():
+            values, patients, seeds = pooled(evaluations, name, *what)
+            rows[name][key] = statistics.bootstrap_interval(values, patients, runs=seeds)._asdict()
         if not name.startswith(SUBJECT):
             contrasts[name] = {
-                metric: statistics.paired_difference(
-                    ours[metric][0], pooled(evaluations, name, metric)[0], ours[metric][1], runs=ours[metric][2]
+                key: statistics.paired_difference(
+                    ours[key][0], pooled(evaluations, name, *what)[0], ours[key][1], runs=ours[key][2]
                 )._asdict()
-                for metric in _METRICS
+                for key, what in _COMPARED.items()
             }
     free = [name for name in contrasts if not first["methods"][name]["privileged"]]
     adjusted = statistics.holm({name: contrasts[name]["dice"]["p_value"] for name in free})
@@ -100,7 +107,8 @@ def _page(
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
         f"<p>Seeds {seeds}; test patients of the target domain. Means over patients with 95 % intervals that resample "
         "patients and seeds; HD95 in pixels, of structures that were found (the share of those that were not is "
-        "beside it). Rows in italics see labels of the target.</p>",
+        "beside it); corrected: after the corrector has mended the masks that break a rule. Rows in italics see labels "
+        "of the target.</p>",
         "<h2>Methods</h2>",
         _methods(first, summary),
         "<h2>RL4Seg minus each method, paired by patient</h2>",
@@ -135,8 +143,9 @@ def _kind(first: Mapping[str, Any], name: str) -> str:
 
 def _methods(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     structures = first["class_names"][1:]
-    columns = ["dice", *(f"dice/{name}" for name in structures), "hd95", "failed", "valid"]
-    head = ["method", "Dice", *structures, "HD95", "not found", "valid", "what"]
+    corrected = ["corrected_dice", "corrected_valid"]
+    columns = ["dice", *(f"dice/{name}" for name in structures), "hd95", "failed", "valid", *corrected]
+    head = ["method", "Dice", *structures, "HD95", "not found", "valid", "Dice, corrected", "valid, corrected", "what"]
     rows = []
     for name, values in summary["methods"].items():
         cells = [_interval(values[column], 1 if column == "hd95" else 3) for column in columns]
@@ -148,9 +157,10 @@ def _differences(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     rows = []
     for name, values in summary["differences"].items():
         adjusted = summary["holm_dice"].get(name)
-        cells = [_interval(values[metric], 2 if metric == "hd95" else 4) for metric in _METRICS]
+        cells = [_interval(values[metric], 2 if metric == "hd95" else 4) for metric in _COMPARED]
         rows.append((_kind(first, name), [name, *cells, "" if adjusted is None else f"{adjusted:.4f}"]))
-    return html_table(["minus", "Dice", "HD95", "valid", "p of Dice (Holm)"], rows)
+    head = ["minus", "Dice", "HD95", "valid", "Dice, corrected", "valid, corrected", "p of Dice (Holm)"]
+    return html_table(head, rows)
 
 
 def _uncertainty_table(summary: Mapping[str, Any]) -> str:

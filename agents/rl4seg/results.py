@@ -13,7 +13,9 @@ from seggym.files import read_json
 EVALUATION, METRICS, EXAMPLE = "evaluation.json", "metrics.csv", "example.png"
 # The subject of every comparison: the policy of the last iteration; those of all have its name and their number.
 SUBJECT = "rl4seg"
-FORMAT = 1
+# Scores of label maps as the corrector leaves them, beside those of the part "test".
+CORRECTED = "test_corrected"
+FORMAT = 2
 
 
 def read_evaluations(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -39,15 +41,15 @@ def read_evaluations(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def pooled(
-    evaluations: Sequence[Mapping[str, Any]], method: str, metric: str
+    evaluations: Sequence[Mapping[str, Any]], method: str, metric: str, part: str = "test"
 ) -> tuple[np.ndarray, list[str], list[int]]:
-    """Values (n,) of a ``method`` on test in all runs, and the patient and the seed of each.
+    """Values (n,) of a ``method`` on test (or :data:`CORRECTED`) in all runs, and the patient and the seed of each.
 
     Runs of one experiment split the same patients in other ways, so the same patient may be tested in several.
     """
     values, patients, seeds = [], [], []
     for content in evaluations:
-        scores = scores_from_json(content["methods"][method]["test"])
+        scores = scores_from_json(content["methods"][method][part])
         values.append(scores.values(metric))
         patients += list(scores.patients)
         seeds += [content["seed"]] * len(scores.patients)

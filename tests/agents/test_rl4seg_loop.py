@@ -98,6 +98,12 @@ def test_monitors_and_uncertainty_are_written(finished):
         assert 0 <= content["uncertainty"][name]["ece"] <= 1
         assert content["uncertainty"][name]["accuracy"] == content["uncertainty"]["reward_map"]["accuracy"]
     assert set(content["gap"]) == {"source_only", "supervised_target", "gap"}
+    for method in content["methods"].values():
+        assert method["test_corrected"]["names"] == method["test"]["names"]
+        assert method["summary"]["test_corrected"]["valid"] >= method["summary"]["test"]["valid"]
+    # What has been corrected already is corrected no further.
+    corrected = content["methods"]["source_corrector"]
+    assert corrected["test_corrected"]["dice"] == corrected["test"]["dice"]
     assert len((finished / "metrics.csv").read_text().splitlines()) == 9
 
 
