@@ -27,6 +27,7 @@ from seggym.reward_models.calibration import BAND, boundary_band, fit_temperatur
 from seggym.reward_models.error_net import ErrorNet, log_odds
 from seggym.reward_models.frozen import resolve_device
 from seggym.reward_models.reward_dataset import RewardDataset
+from seggym.reward_models.schedules import rise_and_fall
 from seggym.reward_models.seeding import seeded
 
 # Pairs that validation looks at: enough for a temperature, few enough for a training of seconds.
@@ -105,7 +106,7 @@ def train_error_net(
     batches = _Batches(train, settings, device)
     held_out = _validation_pairs(val, settings.seed)
     optimizer = torch.optim.AdamW(net.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: _rate(number, settings.iterations))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rise_and_fall(settings.iterations, rise=0.05))
     best, best_state = math.inf, copy.deepcopy(net.state_dict())
     for number in range(1, settings.iterations + 1):
         images, truths, predictions = batches.draw()
@@ -252,12 +253,6 @@ def vary(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     varied = torch.lerp(varied, blurred, (strength * (1 + drawn(1, 1, 1))).clamp(0, 1))
     noise = torch.randn(images.shape, generator=generator).to(images.device)
     return varied + 0.1 * strength * drawn(1, 1, 1).clamp_min(0) * noise
-
-
-def _rate(number: int, iterations: int) -> float:
-    """Share of the learning rate: it rises over a twentieth of the iterations and falls as a cosine."""
-    rise = max(1, iterations // 20)
-    return min((number + 1) / rise, 0.5 * (1 + math.cos(math.pi * number / iterations)))
 
 
 def _plain(settings: ErrorNetSettings) -> dict[str, object]:

@@ -1,12 +1,10 @@
 """What learners share that train a network for every episode: what they were taught, members, dropout and resume."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from seggym.kspace.keyed_random import random_bits
 from seggym.reward_models.learners import ScoredSet, case_sums
 from seggym.reward_models.metrics import Overlap, most_probable
 from seggym.reward_models.precision import native_precision
+from seggym.reward_models.schedules import rise_and_fall
 from seggym.reward_models.seeding import seeded
 
 # Images that pass through a network at a time.
@@ -135,7 +134,7 @@ class NetworkLearner(ABC):
             optimizer = torch.optim.AdamW(
                 network.parameters(), options.learning_rate, weight_decay=options.weight_decay
             )
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, options.iterations))
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rise_and_fall(options.iterations))
             best: tuple[float, dict[str, Tensor]] = (-1.0, {})
             for number in range(1, options.iterations + 1):
                 chosen = torch.randint(len(images), (options.batch,)).to(images.device)
@@ -272,12 +271,6 @@ class NetworkLearner(ABC):
                     network = self._built()
                 network.load_state_dict(weights)
                 self._networks[row].append(network.eval().requires_grad_(False))
-
-
-def _rate(iterations: int, iteration: int) -> float:
-    """Share of the learning rate: it rises over a tenth of the iterations and falls as a cosine."""
-    rise = max(1, iterations // 10)
-    return min((iteration + 1) / rise, 0.5 * (1 + math.cos(math.pi * iteration / iterations)))
 
 
 def turned(images: Tensor, targets: Tensor, outside: int) -> tuple[Tensor, Tensor]:

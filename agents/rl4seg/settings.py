@@ -6,7 +6,7 @@ from typing import Any
 
 from seggym.agents.rl4seg.supervised import FitSettings
 from seggym.agents.strategies.naming import nearest
-from seggym.configs.checking import build
+from seggym.configs.checking import build, require_at_least
 from seggym.errors import SeggymError
 
 STAGES = ("all", "pretrain", "predict", "reward", "ppo", "baselines", "evaluate", "severity")
@@ -39,10 +39,7 @@ class LoopOptions:
         for look in self.source_looks:
             if look not in LOOKS:
                 raise SeggymError(f"loop.source_looks names {look!r}; {nearest(str(look), LOOKS)}")
-        if self.iterations < 1 or self.copies < 1:
-            raise SeggymError(f"loop.iterations={self.iterations} and loop.copies={self.copies} must be at least 1")
-        if self.entropy < 0 or self.divergence < 0:
-            raise SeggymError("loop.entropy and loop.divergence must not be negative")
+        require_at_least(self, "loop.", iterations=1, copies=1, entropy=0, divergence=0)
 
     def weights(self, iteration: int) -> tuple[float, float]:
         """Weights of entropy and divergence in ``iteration`` (from 1)."""
@@ -61,12 +58,9 @@ class SelectionWeights:
     checkpoints: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.reward, self.validity, self.agreement) < 0 or self.reward + self.agreement == 0:
-            raise SeggymError(
-                "choice.reward, validity and agreement must not be negative; reward and agreement not both 0"
-            )
-        if self.band < 0 or self.checkpoints < 1:
-            raise SeggymError(f"choice.band={self.band} must not be negative and choice.checkpoints at least 1")
+        require_at_least(self, "choice.", reward=0, validity=0, agreement=0, band=0, checkpoints=1)
+        if self.reward + self.agreement == 0:
+            raise SeggymError("choice.reward and choice.agreement must not both be 0: a valid mask may lie anywhere")
 
 
 @dataclass(frozen=True)
@@ -103,8 +97,7 @@ class RunSettings:
             raise SeggymError(f"start={self.start!r} is unknown; {nearest(self.start, STARTS)}")
         if self.tto not in TEST_TIME:
             raise SeggymError(f"tto={self.tto!r} is unknown; {nearest(self.tto, TEST_TIME)}")
-        if self.seed < 0 or self.threads < 1:
-            raise SeggymError(f"seed={self.seed} must not be negative and threads={self.threads} at least 1")
+        require_at_least(self, seed=0, threads=1)
 
     def identity(self) -> dict[str, Any]:
         """All that the networks follow from, plain JSON: not where the run lies, nor which baselines it is given."""

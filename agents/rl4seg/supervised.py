@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seggym.configs.checking import require_at_least
 from seggym.errors import SeggymError
 from seggym.reward_models.metrics import dice_per_class, encode_truth, most_probable
 from seggym.reward_models.network_learner import turned
 from seggym.reward_models.networks import UNet
+from seggym.reward_models.schedules import rise_and_fall
 from seggym.reward_models.seeding import seeded
 from seggym.reward_models.unet_learner import dice_loss
 
@@ -39,9 +41,7 @@ class FitSettings:
     validate_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "validate_every"):
-            if getattr(self, name) < 1:
-                raise SeggymError(f"pretrain.{name}={getattr(self, name)} must be at least 1")
+        require_at_least(self, "pretrain.", iterations=1, batch=1, validate_every=1)
         if not self.learning_rate > 0 or self.weight_decay < 0:
             raise SeggymError(
                 f"pretrain.learning_rate={self.learning_rate} must be positive and pretrain.weight_decay="
@@ -84,7 +84,7 @@ def fit(
         raise SeggymError("there is no image to learn from, expected at least 1; use more patients or other frames")
     network = copy.deepcopy(network).requires_grad_(True)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(settings.iterations, step))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rise_and_fall(settings.iterations))
     scores: list[tuple[int, float]] = []
     best: dict[str, Tensor] = {}
     with seeded(seed):
@@ -115,11 +115,6 @@ def _loss(network: nn.Module, images: Tensor, masks: Tensor) -> Tensor:
     images, labels = turned(images, masks, outside=0)
     logits = network(images.contiguous(memory_format=torch.channels_last))[0]
     return 0.5 * (functional.cross_entropy(logits, labels) + dice_loss(logits.softmax(1), labels))
-
-
-def _rate(iterations: int, step: int) -> float:
-    rise = max(1, iterations // 10)
-    return min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * step / iterations)))
 
 
 @torch.no_grad()

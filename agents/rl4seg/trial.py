@@ -1,5 +1,6 @@
 """The data of a run, opened and checked, and where its networks are found."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ class Trial:
 
     def seed(self, what: str) -> int:
         """The seed of one stage of this run: stages and runs share no random number."""
-        return key_of(f"rl4seg, run {self.settings.seed}, {what}") & 0x7FFFFFFF
+        return seed_of(self.settings, what)
 
     @property
     def domain_settings(self) -> DomainSettings:
@@ -73,10 +74,7 @@ class Trial:
 
     def network(self, norm: str = "group", what: str = "network") -> UNet:
         """A fresh segmentation network; its weights follow from the run's seed and ``what``."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed(what))
-            network = UNet(self.num_classes, self.settings.widths, norm=norm)
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return fresh_network(self.settings, self.num_classes, self.device, what, norm)
 
     def save(self, folder: Path, network: nn.Module, patients: tuple[str, ...], **metrics: Any) -> None:
         """Write a network that has seen the images of ``patients``."""
@@ -194,8 +192,6 @@ def open_trial(settings: RunSettings) -> Trial:
 
 def fingerprint(pair: DomainPair) -> dict[str, Any]:
     """What the data are: numbers of images and a hash of them by part, and the label set."""
-    import hashlib
-
     found: dict[str, Any] = {"class_names": list(pair.class_names)}
     for name in ROLES:
         domain = getattr(pair, name)
