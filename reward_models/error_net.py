@@ -127,6 +127,18 @@ class ErrorNet(nn.Module):
         return save_network(folder, self.network, card)
 
 
+class ErrorNetEnsemble(nn.Module):
+    """Error nets ``nets`` as one reward map: the mean of what they say (Lakshminarayanan et al., NeurIPS 2017)."""
+
+    def __init__(self, nets: Sequence[ErrorNet]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """P(label correct) float32 (n, H, W), as that of a single net."""
+        return torch.stack([net(images, masks) for net in self.nets]).mean(0)
+
+
 def expected_dice(reward: Tensor, masks: Tensor) -> Tensor:
     """The Dice that a reward map float (n, H, W) expects of the foreground of ``masks`` integer (n, H, W): (n,).
 

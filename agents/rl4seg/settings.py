@@ -24,7 +24,8 @@ class LoopOptions:
     images with their true labels into every reward data set, whose errors are known: as they are (plain), with the
     histograms of target images (histogram), or strongly augmented (augmented); a look may be named several times. PPO
     is shown ``copies`` of every image and of every anchor, each turned, scaled and changed in contrast in its own way,
-    the first as it is. ``warm`` begins with the reward net of the iteration before.
+    the first as it is. With ``ensemble`` the reward is the mean of the reward nets of all iterations so far, else, as
+    in RL4Seg, the last one's. ``warm`` begins the training of a reward net with the one of the iteration before.
     """
 
     iterations: int = 3
@@ -33,6 +34,7 @@ class LoopOptions:
     shrink: bool = False
     source_looks: Sequence[str] = ("histogram", "augmented")
     copies: int = 8
+    ensemble: bool = True
     warm: bool = False
 
     def __post_init__(self) -> None:

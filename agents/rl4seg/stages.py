@@ -26,7 +26,7 @@ from seggym.envs.adaptation.rewards import OracleReward
 from seggym.errors import SeggymError
 from seggym.files import write_atomic, write_json
 from seggym.reward_models.checkpoints import ERRORS, ModelCard, load_network, save_network
-from seggym.reward_models.error_net import ErrorNet, RewardMap, load_error_net
+from seggym.reward_models.error_net import ErrorNet, ErrorNetEnsemble, RewardMap, load_error_net
 from seggym.reward_models.error_training import ErrorNetSettings, train_error_net
 from seggym.reward_models.network_learner import turned
 from seggym.reward_models.networks import UNet
@@ -163,7 +163,7 @@ def reward(trial: Trial, iteration: int) -> None:
     def make(folder: Path) -> dict[str, Any]:
         seed = trial.seed(f"{iteration}/reward_net")
         settings = build(ErrorNetSettings, {**trial.settings.reward, "seed": seed}, "reward.")
-        start = load_reward(trial, iteration - 1) if warm else None
+        start = _load_net(trial, f"{iteration - 1}/reward_net") if warm else None
         net = train_error_net(load_reward_dataset(trial.folder.root / f"{iteration}/rewards"), settings, start)
         net.save(folder, trial.pair.source_train.images.shape[-1], str(trial.settings.domains["cohort"]))
         return {"temperature": net.temperature, **net.metrics}
@@ -171,9 +171,19 @@ def reward(trial: Trial, iteration: int) -> None:
     trial.folder.stage(f"{iteration}/reward_net", after, make)
 
 
-def load_reward(trial: Trial, iteration: int) -> ErrorNet:
-    """The reward net of an iteration, on the run's device."""
-    net = load_error_net(trial.folder.root / f"{iteration}/reward_net")
+def reward_stages(trial: Trial, iteration: int) -> list[str]:
+    """The stages whose nets are the reward of an iteration."""
+    first = 1 if trial.settings.loop.ensemble else iteration
+    return [f"{number}/reward_net" for number in range(first, iteration + 1)]
+
+
+def load_reward(trial: Trial, iteration: int) -> ErrorNetEnsemble:
+    """The reward of an iteration, on the run's device."""
+    return ErrorNetEnsemble([_load_net(trial, stage) for stage in reward_stages(trial, iteration)])
+
+
+def _load_net(trial: Trial, stage: str) -> ErrorNet:
+    net = load_error_net(trial.folder.root / stage)
     net.require_classes(trial.pair.class_names)
     return net.to(trial.device)
 
@@ -181,7 +191,7 @@ def load_reward(trial: Trial, iteration: int) -> ErrorNet:
 def ppo(trial: Trial, iteration: int) -> None:
     """Stage ``i/actor``: PPO against the reward net; of its checkpoints and the networks before it the best is kept."""
     what = actor(iteration)
-    after = [actor(iteration - 1), ACTOR, f"{iteration}/rewards", f"{iteration}/reward_net", *_prior(trial)]
+    after = [actor(iteration - 1), ACTOR, f"{iteration}/rewards", *reward_stages(trial, iteration), *_prior(trial)]
 
     def make(folder: Path) -> dict[str, Any]:
         anchors, images = load_anchors(trial, iteration), trial.pair.target_train.images

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seggym.agents.pixel.settings import PixelSettings
 from seggym.agents.pixel.training import train_pixel_ppo
 from seggym.agents.rl4seg.selection import masked_mean, region
-from seggym.agents.rl4seg.stages import actor, load_reward
+from seggym.agents.rl4seg.stages import actor, load_reward, reward_stages
 from seggym.agents.rl4seg.supervised import label_maps
 from seggym.agents.rl4seg.trial import ACTOR, Trial, save_masks
 from seggym.configs.checking import build
@@ -40,7 +40,7 @@ def run_test_time(trial: Trial, iteration: int, mode: str) -> dict[str, Any]:
         save_masks(folder, masks)
         return {"mode": mode, "images": changed}
 
-    return trial.folder.stage(STAGE, [actor(iteration), ACTOR, f"{iteration}/reward_net"], make)
+    return trial.folder.stage(STAGE, [actor(iteration), ACTOR, *reward_stages(trial, iteration)], make)
 
 
 def _optimised(trial: Trial, policy: UNet, score: RewardMap, images: Tensor, force: bool) -> tuple[Tensor, int]:

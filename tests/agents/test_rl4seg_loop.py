@@ -21,6 +21,7 @@ from seggym.envs.adaptation.domains import deal_patients
 from seggym.errors import SeggymError
 from seggym.files import read_json
 from seggym.reward_models import statistics
+from seggym.reward_models.error_net import load_error_net
 from seggym.reward_models.metrics import dice_per_class, encode_truth
 
 
@@ -299,6 +300,18 @@ def test_without_a_mask_to_believe_the_source_says_what_an_error_is(tmp_path):
     assert facts["pairs"] > 0
     assert stages.load_anchors(open_trial(settings), 1) is None
     assert read_json(tmp_path / "run/1/actor/choice.json")["candidates"]["supervised"]["agreement"] is None
+
+
+def test_the_reward_is_the_mean_of_the_nets_so_far_or_the_last_one(finished):
+    settings = small_adaptation(finished, baselines="all")
+    trial = open_trial(settings)
+    images = trial.pair.target_val.images
+    masks = label_maps(trial.load("0/actor"), images)
+    single = [load_error_net(finished / f"{number}/reward_net")(images, masks) for number in (1, 2)]
+    assert torch.allclose(stages.load_reward(trial, 2)(images, masks), (single[0] + single[1]) / 2)
+    assert set(read_json(finished / "2/actor/finished.json")["inputs"]) >= {"1/reward_net", "2/reward_net"}
+    alone = replace(trial, settings=replace(settings, loop=replace(settings.loop, ensemble=False)))
+    assert torch.equal(stages.load_reward(alone, 2)(images, masks), single[1])
 
 
 def test_test_time_optimisation_keeps_what_has_the_highest_reward(run, monkeypatch):
