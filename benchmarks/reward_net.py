@@ -25,7 +25,7 @@ from seggym.cohorts.cohort import open_cohort
 from seggym.cohorts.shifts import Shift
 from seggym.cohorts.validity.rules import load_rules
 from seggym.reward_models import distortions
-from seggym.reward_models.calibration import score_pixels
+from seggym.reward_models.calibration import correlation, score_pixels
 from seggym.reward_models.correctors import MorphologyCorrector
 from seggym.reward_models.error_net import ErrorNet, expected_dice
 from seggym.reward_models.error_training import ErrorNetSettings, train_error_net
@@ -168,9 +168,8 @@ def main(options: dict[str, str]) -> None:
             for prefix, masks in shown.items():
                 reward = net(test.images, masks)
                 scores |= {prefix + key: value for key, value in score_pixels(reward, masks, test.masks).items()}
-            scores["expected_dice"] = correlation(
-                expected_dice(net(test.images, shown[""]), shown[""]), shown[""], test
-            )
+            expected = expected_dice(net(test.images, shown[""]), shown[""])
+            scores["expected_dice"] = of_dice(expected, shown[""], test)
             found.append(scores)
         print(row(name, found, columns)[:-1] + f"| {(time.perf_counter() - begun) / seeds:.0f} |", flush=True)
 
@@ -194,12 +193,12 @@ def main(options: dict[str, str]) -> None:
     print(row("**reward map**", rewarded, keys), flush=True)
 
 
-def correlation(expected: Tensor, masks: Tensor, test: Part) -> float:
+def of_dice(expected: Tensor, masks: Tensor, test: Part) -> float:
     """Pearson correlation of the expected with the true Dice of the foreground as a whole."""
     first, second = (masks > 0).flatten(1), (test.masks > 0).flatten(1)
     right = ((masks == test.masks).flatten(1) & first).sum(1)
     true = 2 * right / (first.sum(1) + second.sum(1))
-    return float(np.corrcoef(expected.numpy(), true.numpy())[0, 1])
+    return correlation(expected, true)
 
 
 if __name__ == "__main__":

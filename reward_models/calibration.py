@@ -92,16 +92,16 @@ def nmi(confidence: Tensor, correct: Tensor, bins: int = 10) -> float:
     return float(normalized_mutual_info_score(correct.numpy().astype(int), number.numpy()))
 
 
-def pearson_dice(uncertainty: Tensor, dice: Tensor) -> float:
-    """Pearson correlation of uncertainty and Dice over images, (n,) each; NaN where either does not vary.
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Pearson's of two series (n,), pairs with a NaN left out; NaN for fewer than three pairs or a constant series.
 
-    A good uncertainty has a negative one.
+    That of uncertainty and Dice over images is negative where the uncertainty is good.
     """
-    there = torch.isfinite(uncertainty) & torch.isfinite(dice)
-    x, y = uncertainty[there].double(), dice[there].double()
-    if len(x) < 2 or float(x.std()) == 0 or float(y.std()) == 0:
+    there = torch.isfinite(first) & torch.isfinite(second)
+    x, y = (series[there].double().cpu().numpy() for series in (first, second))
+    if len(x) < 3 or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
         return float("nan")
-    return float(np.corrcoef(x.numpy(), y.numpy())[0, 1])
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def boundary_band(masks: Tensor, width: int = BAND) -> Tensor:
@@ -177,7 +177,7 @@ def score_pixels(confidence: Tensor, predictions: Tensor, truths: Tensor) -> dic
     scores["accuracy"] = float(correct[regions[""]].double().mean())
     region = regions[""].flatten(1)
     uncertainty = ((1 - confidence).flatten(1) * region).sum(1) / region.sum(1)
-    scores["pearson_dice"] = pearson_dice(uncertainty, _image_dice(predictions, truths))
+    scores["pearson_dice"] = correlation(uncertainty, _image_dice(predictions, truths))
     return scores
 
 

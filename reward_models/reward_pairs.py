@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seggym.errors import SeggymError
 from seggym.reward_models import distortions
+from seggym.reward_models.correctors import Corrector
 from seggym.reward_models.reward_dataset import RewardDataset
 
 # Points of the random field of an elastic distortion and of patches: from a shift to a few pixels.
@@ -33,14 +34,6 @@ class Rules(Protocol):
 
     def valid(self, masks: Any, /) -> Any:
         """Whether each of ``masks`` (n, H, W) is valid, bool (n,)."""
-        ...
-
-
-class Corrector(Protocol):
-    """Makes a plausible mask of any."""
-
-    def correct(self, mask: Any, /) -> Any:
-        """Of one mask (H, W): a record with ``mask``, ``valid`` and ``agreement`` (mean Dice with the input)."""
         ...
 
 
@@ -76,6 +69,11 @@ class PairSettings:
                 f"pairs: agreement={self.agreement}, swap={self.swap}, batch={self.batch}, expected an agreement from "
                 "0 to 1, swap of at least 0 and batch of at least 1; mend them"
             )
+        for name in ("weight_noise", "contrast", "noise", "temperatures", "morphological", "elastic", "patches"):
+            values = getattr(self, name)
+            kinds = int if name == "morphological" else (int, float)
+            if not all(isinstance(value, kinds) and not isinstance(value, bool) and value >= 0 for value in values):
+                raise SeggymError(f"pairs.{name}={list(values)} must be numbers of 0 or more (radii whole ones)")
         if min(self.temperatures, default=1.0) <= 0 or not all(0 < share < 1 for share in self.patches):
             raise SeggymError(
                 f"pairs: temperatures={list(self.temperatures)} must be positive and patches={list(self.patches)} "
@@ -133,24 +131,25 @@ def build_reward_pairs(
             "correction, and none is mended; train the policy longer, lower agreement or use another corrector"
         )
     chosen = kept.nonzero()[:, 0]
+    # Stored pairs lie on the CPU, wherever the policy that drew them does.
     picked = _Picked(images[chosen], truth[chosen], greedy[chosen], logits[chosen], gold[chosen])
     owners = [patients[item] for item in chosen.tolist()]
     found = list(_predictions(policy, picked, owners, settings, generator))
     dataset = RewardDataset(
-        picked.images,
-        picked.truths,
+        picked.images.cpu(),
+        picked.truths.cpu(),
         tuple(names[item] for item in chosen.tolist()),
         tuple(owners),
         tuple(origins[item] for item in chosen.tolist()),
-        torch.cat([masks for _, _, masks in found]),
-        torch.cat([items for _, items, _ in found]),
+        torch.cat([masks for _, _, masks in found]).cpu(),
+        torch.cat([items for _, items, _ in found]).cpu(),
         tuple(kind for kind, items, _ in found for _ in range(len(items))),
         tuple(class_names),
     )
     golden = gold.nonzero()[:, 0].tolist()
     anchors = Anchors(
-        images[gold],
-        truth[gold],
+        images[gold].cpu(),
+        truth[gold].cpu(),
         tuple(names[item] for item in golden),
         tuple(patients[item] for item in golden),
     )

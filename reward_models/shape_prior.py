@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seggym.configs.checking import build
+from seggym.configs.checking import build, require_at_least
 from seggym.errors import SeggymError
 from seggym.files import json_bytes, read_json, write_together
 from seggym.reward_models.checkpoints import CARD, WEIGHTS
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 KIND = "shape prior"
 _LATENTS, _SHAPES = "bank.latents", "bank.shapes"
 _BATCH = 256
+# Groups of channels that are normalised together.
+_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class PriorSettings:
     scale: float = 0.12
     shift: float = 0.06
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_at_least(self, "prior.", latent=1, iterations=1, batch=1, kl=0, rotation=0, scale=0, shift=0)
+        if not self.rate > 0 or not 0 <= self.spoilt <= 1:
+            raise SeggymError(f"prior.rate={self.rate} must be positive and prior.spoilt={self.spoilt} lie in 0 to 1")
+        if not self.widths or any(not isinstance(width, int) or width < 1 or width % _GROUPS for width in self.widths):
+            raise SeggymError(f"prior.widths={list(self.widths)} must be multiples of {_GROUPS}, at least one")
 
 
 class ShapePrior:
@@ -239,7 +248,7 @@ def _network(num_classes: int, size: tuple[int, int], settings: PriorSettings) -
         latent_size=settings.latent,
         channels=settings.widths,
         strides=[2] * len(settings.widths),
-        norm=("group", {"num_groups": 4}),
+        norm=("group", {"num_groups": _GROUPS}),
         use_mean_at_inference=True,
     ).eval()
 

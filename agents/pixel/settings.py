@@ -84,7 +84,8 @@ class Linear:
 
     def __call__(self, remaining: float) -> float:
         """The value with this share of the training left, 1 to 0."""
-        return self.last + (self.first - self.last) * remaining
+        # The last rollout may see more images than were asked for: stable-baselines3 then has less than nothing left.
+        return self.last + (self.first - self.last) * min(max(remaining, 0.0), 1.0)
 
 
 def published(iteration: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from seggym.agents.rl4seg.results import CORRECTED, EVALUATION, EXAMPLE, FORMAT,
 from seggym.agents.rl4seg.scoring import Scores
 from seggym.agents.rl4seg.stages import actor, load_reward
 from seggym.agents.rl4seg.supervised import label_maps, probabilities
-from seggym.agents.rl4seg.test_time import STAGE
+from seggym.agents.rl4seg.test_time import stage_of
 from seggym.agents.rl4seg.trial import ACTOR, Trial, load_masks
 from seggym.files import write_atomic, write_json
 from seggym.reward_models import statistics, uncertainty
@@ -24,14 +24,15 @@ PARTS = ("val", "test")
 _BINS = 10
 
 
-def evaluate(trial: Trial, iterations: int, uncertain: bool = True) -> dict[str, Any]:
+def evaluate(trial: Trial, iterations: int) -> dict[str, Any]:
     """Score the policies of ``iterations`` and the baselines that there are, and write the results."""
     methods = {name: _scored(trial, masks) for name, masks in _policies(trial, iterations).items()}
     facts: dict[str, dict[str, Any]] = {name: {"privileged": False, "note": "RL4Seg"} for name in methods}
-    record = trial.folder.facts(STAGE)
-    if record is not None:
+    stage = stage_of(trial.settings.tto)
+    record = trial.folder.facts(stage)
+    if record is not None and record["inputs"].get(actor(iterations)) == trial.folder.digest(actor(iterations)):
         name = f"{SUBJECT}_tto"
-        methods[name] = _scored(trial, load_masks(trial.folder.root / STAGE))
+        methods[name] = _scored(trial, load_masks(trial.folder.root / stage))
         facts[name] = {**record["facts"], "privileged": False, "note": "RL4Seg, optimised for single images"}
     for name in BASELINES:
         record = trial.folder.facts(f"baselines/{name}")
@@ -51,9 +52,8 @@ def evaluate(trial: Trial, iterations: int, uncertain: bool = True) -> dict[str,
         "gap": _gap(methods),
         "monitors": rows,
         "suspicions": suspicions(rows),
-        "uncertainty": _uncertainty(trial, iterations) if uncertain and iterations else {},
+        "uncertainty": _uncertainty(trial, iterations) if iterations else {},
     }
-    write_atomic(trial.folder.root / METRICS, table(rows))
     if iterations:
         write_atomic(trial.folder.root / "figures" / EXAMPLE, _example(trial, iterations))
     write_json(trial.folder.root / EVALUATION, content)
@@ -109,7 +109,7 @@ def _gap(methods: Mapping[str, Mapping[str, Scores]]) -> dict[str, float]:
 
 
 def watch(trial: Trial, iterations: int) -> list[dict[str, Any]]:
-    """Monitors of each iteration, of the policy before and after it by the reward net of that iteration."""
+    """Monitors of each iteration, of the policy before and after it by its reward, which ``metrics.csv`` has too."""
     rows: list[dict[str, Any]] = []
     band = trial.settings.choice.band
     for part in PARTS:
@@ -121,6 +121,7 @@ def watch(trial: Trial, iterations: int) -> list[dict[str, Any]]:
                 believed = probabilities(trial.load(policy), domain.images)
                 seen = observe(believed, supervised, domain.images, domain.masks, reward, trial.valid, band)
                 rows.append({"iteration": number, "phase": phase, "part": part, **seen})
+    write_atomic(trial.folder.root / METRICS, table(rows))
     return rows
 
 
@@ -131,7 +132,8 @@ def _uncertainty(trial: Trial, iterations: int) -> dict[str, Any]:
     (no label of the target) or, as ``target_``, on target validation images.
     """
     network, reward = trial.load(actor(iterations)), load_reward(trial, iterations)
-    networks = [trial.load(actor(number)) for number in range(1, iterations + 1)]
+    policies = {trial.folder.digest(actor(number)): number for number in range(1, iterations + 1)}
+    networks = [trial.load(actor(number)) for number in policies.values()]
     seed = trial.seed("uncertainty")
     sources = {
         "reward_map": lambda images, masks: uncertainty.of_reward(reward, network, images, masks),

@@ -11,7 +11,7 @@ import torch
 from seggym.agents.al.folders import locked
 from seggym.agents.rl4seg import stages
 from seggym.agents.rl4seg.baselines.registry import run_baseline
-from seggym.agents.rl4seg.evaluation import evaluate
+from seggym.agents.rl4seg.evaluation import evaluate, watch
 from seggym.agents.rl4seg.settings import RunSettings
 from seggym.agents.rl4seg.test_time import run_test_time
 from seggym.agents.rl4seg.trial import ACTOR, Trial, open_trial
@@ -43,7 +43,7 @@ def run(settings: RunSettings, stage: str = "all", iteration: int | None = None,
             for number in range(1, settings.loop.iterations + 1):
                 for step in _STEPS:
                     _step(trial, step, number, say)
-                say(_progress(evaluate(trial, number, uncertain=False), number))
+                say(_progress(watch(trial, number), number))
         if stage in ("all", "baselines"):
             for name in settings.baselines:
                 _timed(say, f"baselines/{name}", partial(run_baseline, trial, name))
@@ -99,8 +99,8 @@ def _timed(say: Say, what: str, do: Callable[[], Any]) -> None:
     say(f"{what}: {time.perf_counter() - started:.0f} s")
 
 
-def _progress(content: dict[str, Any], number: int) -> str:
-    rows = [row for row in content["monitors"] if row["iteration"] == number and row["part"] == "val"]
+def _progress(monitors: list[dict[str, Any]], number: int) -> str:
+    rows = [row for row in monitors if row["iteration"] == number and row["part"] == "val"]
     before, after = ({name: row[name] for name in ("dice", "validity", "reward_region")} for row in rows)
     return f"iteration {number} on validation: " + ", ".join(
         f"{name.replace('_', ' ')} {before[name]:.3f} -> {after[name]:.3f}" for name in before

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from seggym.agents.rl4seg.scoring import correlation
 from seggym.agents.rl4seg.selection import Valid, masked_mean, region
+from seggym.reward_models.calibration import correlation
 from seggym.reward_models.error_net import RewardMap
 from seggym.reward_models.metrics import dice_per_class, encode_truth, most_probable
 
@@ -51,7 +51,7 @@ def observe(
     if rewards is not None:
         local, actual = (_means(values, where) for values in (rewards, right))
         row["corr_reward_accuracy"] = correlation(local, actual)
-        row["corr_uncertainty_dice"] = correlation(1 - local, dice.double().cpu().numpy())
+        row["corr_uncertainty_dice"] = correlation(1 - local, dice)
     return row
 
 
@@ -85,6 +85,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def _means(values: Tensor, where: Tensor) -> np.ndarray:
+def _means(values: Tensor, where: Tensor) -> Tensor:
     weights = where.to(values)
-    return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)).double().cpu().numpy()
+    return (values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1)

@@ -19,7 +19,7 @@ FORMAT = 2
 
 
 def read_evaluations(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """``evaluation.json`` of every folder, which must be of one experiment."""
+    """``evaluation.json`` of every folder, which must be of one experiment, its seeds apart."""
     found = []
     for folder in folders:
         path = folder / EVALUATION
@@ -34,10 +34,23 @@ def read_evaluations(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 f"{folder} is a run of {content['name']} ({', '.join(content['class_names'])}), {folders[0]} one of "
                 f"{first['name']} ({', '.join(first['class_names'])}): report them apart"
             )
+        differing = [key for key in ("iterations", "domains") if _experiment(content)[key] != _experiment(first)[key]]
+        if differing:
+            raise SeggymError(
+                f"{folder} and {folders[0]} differ in {' and '.join(differing)}, expected seeds of one experiment that "
+                "are all finished: finish the run, or report them apart"
+            )
     seeds = [content["seed"] for content in found]
     if len(set(seeds)) < len(seeds):
         raise SeggymError(f"the runs have seeds {seeds}, expected different ones: leave the doubles out")
     return found
+
+
+def _experiment(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What seeds of one experiment share: how far they went, and their domains but for seeds."""
+    domains = {key: value for key, value in content["domains"].items() if key != "domain_seed"}
+    options = {key: value for key, value in (domains.get("cohort_options") or {}).items() if key != "seed"}
+    return {"iterations": content["iterations"], "domains": {**domains, "cohort_options": options}}
 
 
 def pooled(

@@ -33,11 +33,6 @@ class Scores:
         """(n,): mean over the structures present."""
         return _row_means(self.dice)
 
-    @property
-    def image_hd95(self) -> np.ndarray:
-        """(n,): mean over the structures with a distance."""
-        return _row_means(self.hd95)
-
     def values(self, metric: str) -> np.ndarray:
         """(n,) of ``metric``: dice, hd95, valid, or one of the first two of a structure, as in ``dice/LV``."""
         name, _, structure = metric.partition("/")
@@ -100,24 +95,17 @@ def score(
         )
     masks, truth = masks.cpu(), truth.cpu()
     distances = [surface_distances(mask, true, classes, (1.0, 1.0)) for mask, true in zip(masks, truth, strict=True)]
+    dice = dice_per_class(masks, encode_truth(truth.long(), classes)).double().numpy()
     return Scores(
         tuple(patients),
         tuple(names),
         tuple(class_names[1:]),
-        dice_per_class(masks, encode_truth(truth.long(), classes)).double().numpy(),
+        dice,
         torch.stack([entry.hd95 for entry in distances]).double().numpy(),
-        torch.stack([entry.failed for entry in distances]).numpy(),
+        # A structure that is drawn and not there has no distance either, but nothing failed to be found.
+        torch.stack([entry.failed for entry in distances]).numpy() & ~np.isnan(dice),
         np.asarray(valid, dtype=bool),
     )
-
-
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson's correlation of two series (n,), pairs with a NaN left out; NaN where one of them is constant."""
-    kept = ~(np.isnan(first) | np.isnan(second))
-    first, second = first[kept], second[kept]
-    if len(first) < 3 or np.ptp(first) < 1e-12 or np.ptp(second) < 1e-12:
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _row_means(table: np.ndarray) -> np.ndarray:

@@ -4,10 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from seggym.agents.pixel.settings import PixelSettings
 from seggym.agents.rl4seg.supervised import FitSettings
 from seggym.agents.strategies.naming import nearest
+from seggym.cohorts.shifts import KINDS
 from seggym.configs.checking import build, require_at_least
+from seggym.envs.adaptation.settings import DomainSettings
 from seggym.errors import SeggymError
+from seggym.reward_models.error_training import ErrorNetSettings
+from seggym.reward_models.reward_pairs import PairSettings
+from seggym.reward_models.shape_prior import PriorSettings
 
 STAGES = ("all", "pretrain", "predict", "reward", "ppo", "baselines", "evaluate", "severity")
 STARTS = ("plain", "histogram", "fda", "augmented")
@@ -49,6 +55,25 @@ class LoopOptions:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """Strong augmentation by the family of shifts: see :func:`seggym.agents.rl4seg.baselines.styles.augmented`."""
+
+    kinds: Sequence[str] = ("gain", "gamma", "speckle", "attenuation", "blur", "bias")
+    severities: Sequence[int] = (1, 5)
+    share: float = 0.8
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise SeggymError(f"augmentation.kinds names {kind!r}; {nearest(str(kind), KINDS)}")
+        ends = list(self.severities)
+        if len(ends) != 2 or not all(isinstance(end, int) for end in ends) or not 1 <= ends[0] <= ends[1] <= 5:
+            raise SeggymError(f"augmentation.severities={ends}, expected [lowest, highest] within 1 to 5")
+        if not 0 <= self.share <= 1:
+            raise SeggymError(f"augmentation.share={self.share} must lie in 0 to 1")
+
+
+@dataclass(frozen=True)
 class SelectionWeights:
     """What a checkpoint is chosen by (see :mod:`seggym.agents.rl4seg.selection`); no part of it needs a label."""
 
@@ -67,7 +92,7 @@ class SelectionWeights:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One seed of a run. The groups of other modules stay plain values until those check them.
+    """One seed of a run. The groups of other modules are checked here and stay plain values, without their seeds.
 
     ``widths`` are those of every segmentation network. ``start`` is the source network that RL4Seg and the baselines
     which adapt a network begin with: trained on source images as they are (plain), with the histograms (histogram) or
@@ -89,7 +114,7 @@ class RunSettings:
     baselines: tuple[str, ...]
     widths: Sequence[int] = (12, 24, 48, 96)
     start: str = "plain"
-    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     tto: str = "off"
     threads: int = 1
     device: str = "auto"
@@ -100,6 +125,9 @@ class RunSettings:
         if self.tto not in TEST_TIME:
             raise SeggymError(f"tto={self.tto!r} is unknown; {nearest(self.tto, TEST_TIME)}")
         require_at_least(self, seed=0, threads=1)
+        # Before anything is computed, let alone written: settings of a begun run cannot be changed.
+        for name, kind in _CHECKED_ELSEWHERE.items():
+            build(kind, getattr(self, name), f"{name}.")
 
     def identity(self) -> dict[str, Any]:
         """All that the networks follow from, plain JSON: not where the run lies, nor which baselines it is given."""
@@ -107,16 +135,24 @@ class RunSettings:
         return {key: value for key, value in content.items() if key not in ("out", "baselines", "tto")}
 
 
+_CHECKED_ELSEWHERE = {
+    "domains": DomainSettings, "prior": PriorSettings, "pairs": PairSettings, "reward": ErrorNetSettings,
+    "ppo": PixelSettings,
+}  # fmt: skip
+
+
 def run_settings(values: Mapping[str, Any]) -> RunSettings:
     """The run that the configuration ``values`` (plain) describe; raises :class:`SeggymError` for what is wrong."""
     from seggym.agents.rl4seg.baselines.registry import BASELINES
 
     chosen = values["baselines"]
+    if chosen not in ("all", None) and not isinstance(chosen, (list, tuple)):
+        raise SeggymError(f"baselines={chosen!r}, expected all, or a list of names such as [source_only, adabn]")
     names = tuple(BASELINES) if chosen == "all" else tuple(chosen or ())
     for name in names:
         if name not in BASELINES:
             raise SeggymError(f"baselines names {name!r}; {nearest(str(name), BASELINES)}")
-    groups = {"pretrain": FitSettings, "loop": LoopOptions, "choice": SelectionWeights}
+    groups = {"pretrain": FitSettings, "loop": LoopOptions, "choice": SelectionWeights, "augmentation": Augmentation}
     plain = [name for name in RunSettings.__dataclass_fields__ if name not in (*groups, "baselines")]
     return build(
         RunSettings,

@@ -1,8 +1,8 @@
 """The four stages of RL4Seg, each a folder of the run that follows from the folders before it.
 
 ``0/actor``: supervised on the source (pretrain). ``i/rewards``: what the last policy draws on the target, with what is
-held to be true (predict). ``i/reward_net``: a net that tells right pixels from wrong ones (reward). ``i/actor`` and
-``i/critic``: the policy that it rewards (ppo). Networks pass from stage to stage through files alone, so that a run
+held to be true (predict). ``i/reward_net``: a net that tells right pixels from wrong ones (reward). ``i/actor``: the
+policy that it rewards, with its critic (ppo). Networks pass from stage to stage through files alone, so that a run
 that was stopped goes on to the same bits.
 """
 
@@ -20,7 +20,7 @@ from seggym.agents.pixel.training import Trained, shrink_perturb, train_pixel_pp
 from seggym.agents.rl4seg.baselines.styles import augmented, fourier_styled, histogram_matched
 from seggym.agents.rl4seg.selection import Evidence, choose, evidence
 from seggym.agents.rl4seg.supervised import Style, dice_score, fit, label_maps
-from seggym.agents.rl4seg.trial import ACTOR, PRIOR, Trial
+from seggym.agents.rl4seg.trial import ACTOR, PRIOR, UNREADABLE, Trial
 from seggym.configs.checking import build
 from seggym.envs.adaptation.rewards import OracleReward
 from seggym.errors import SeggymError
@@ -35,7 +35,7 @@ from seggym.reward_models.reward_pairs import NoPairs, PairSettings, build_rewar
 from seggym.reward_models.seeding import seeded
 from seggym.reward_models.shape_prior import PriorSettings, train_shape_prior
 
-ANCHORS, CHOICE, LOG = "anchors.npz", "choice.json", "ppo.json"
+ANCHORS, CHOICE, CRITIC, LOG = "anchors.npz", "choice.json", "critic", "ppo.json"
 
 
 def actor(iteration: int) -> str:
@@ -67,7 +67,7 @@ def train_source(trial: Trial, folder: Path, what: str, start: str, norm: str = 
 def style_of(trial: Trial, name: str) -> Style:
     """How source images are changed: by target images (histogram, fda) or by the run's family of shifts (augmented)."""
     if name == "augmented":
-        return augmented(**trial.settings.augmentation)
+        return augmented(trial.settings.augmentation)
     return {"histogram": histogram_matched, "fda": fourier_styled}[name](trial.pair.target_train.images)
 
 
@@ -139,7 +139,7 @@ def load_anchors(trial: Trial, iteration: int) -> tuple[Tensor, Tensor] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, masks = (torch.from_numpy(arrays[name]).to(trial.device) for name in ("images", "masks"))
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise SeggymError(f"cannot read {path} ({error}): delete its folder, then run the same command again") from None
     return (images, masks) if len(images) else None
 
@@ -208,7 +208,7 @@ def ppo(trial: Trial, iteration: int) -> None:
         chosen, record = pick(trial, candidates, load_reward(trial, iteration))
         seen = (*trial.pair.source_train.patients, *trial.pair.target_train.patients)
         trial.save(folder, chosen, seen)
-        _save_critic(trial, trained.critic, folder.parent / "critic", seen)
+        _save_critic(trial, trained.critic, folder / CRITIC, seen)
         write_json(folder / CHOICE, record)
         write_json(folder / LOG, trained.log)
         return {"chosen": record["chosen"]}
@@ -238,7 +238,7 @@ def train_policy(
 
     def progress(images: int, policy: nn.Module, row: dict[str, float]) -> None:
         due = (len(kept) + 1) * settings.images / trial.settings.choice.checkpoints
-        if images >= due - settings.batch / 2:
+        if images >= due - settings.batch / 2 or images >= settings.images:
             assert isinstance(policy, UNet)
             kept[f"images{images:06d}"] = copy.deepcopy(policy).eval().requires_grad_(False)
 
@@ -273,7 +273,7 @@ def _critic(trial: Trial, iteration: int) -> UNet | None:
     """The critic of the iteration before; the first one starts from nothing."""
     if iteration == 0:
         return None
-    network = load_network(trial.folder.root / f"{iteration}/critic")[0]
+    network = load_network(trial.folder.root / actor(iteration) / CRITIC)[0]
     assert isinstance(network, UNet)
     return network.to(trial.device)
 

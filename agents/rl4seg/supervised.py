@@ -100,9 +100,11 @@ def fit(
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            if score is not None and (number % settings.validate_every == 0 or number == settings.iterations):
-                if not torch.isfinite(loss):
-                    raise SeggymError(f"the loss is {loss.item()} at iteration {number}: lower pretrain.learning_rate")
+            if number % settings.validate_every and number < settings.iterations:
+                continue
+            if not torch.isfinite(loss):
+                raise SeggymError(f"the loss is {loss.item()} at iteration {number}: lower pretrain.learning_rate")
+            if score is not None:
                 scores.append((number, score(network.eval())))
                 if scores[-1][1] >= max(value for _, value in scores):
                     best = copy.deepcopy(network.state_dict())

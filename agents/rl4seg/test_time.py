@@ -23,13 +23,17 @@ from seggym.reward_models import distortions
 from seggym.reward_models.error_net import RewardMap
 from seggym.reward_models.networks import UNet
 
-STAGE = "tto"
 # Of RL4Seg3D: rollouts of an image, changes of contrast and noise of its copies, and the learning rate.
 _ROLLOUTS, _CONTRASTS, _NOISE, _RATE = 4, (0.6, 0.8), 0.005, 1e-3
 
 
+def stage_of(mode: str) -> str:
+    """The stage that holds what ``mode`` (on, force) of the optimisation has given."""
+    return f"tto/{mode}"
+
+
 def run_test_time(trial: Trial, iteration: int, mode: str) -> dict[str, Any]:
-    """Stage ``tto``: label maps of the target's val and test images by the policy of ``iteration``, optimised."""
+    """Stage ``tto/<mode>``: optimised label maps of the target's val and test images, from ``iteration``'s policy."""
 
     def make(folder: Path) -> dict[str, Any]:
         policy, score = trial.load(actor(iteration)), load_reward(trial, iteration)
@@ -38,9 +42,9 @@ def run_test_time(trial: Trial, iteration: int, mode: str) -> dict[str, Any]:
             images = getattr(trial.pair, f"target_{part}").images
             masks[part], changed[part] = _optimised(trial, policy, score, images, mode == "force")
         save_masks(folder, masks)
-        return {"mode": mode, "images": changed}
+        return {"images": changed}
 
-    return trial.folder.stage(STAGE, [actor(iteration), ACTOR, *reward_stages(trial, iteration)], make)
+    return trial.folder.stage(stage_of(mode), [actor(iteration), ACTOR, *reward_stages(trial, iteration)], make)
 
 
 def _optimised(trial: Trial, policy: UNet, score: RewardMap, images: Tensor, force: bool) -> tuple[Tensor, int]:
@@ -50,7 +54,7 @@ def _optimised(trial: Trial, policy: UNet, score: RewardMap, images: Tensor, for
     if not force:
         wrong = torch.from_numpy(~trial.valid(masks.cpu().numpy()))
     for place in wrong.nonzero()[:, 0].tolist():
-        masks[place] = optimise(trial, policy, score, images[place : place + 1], f"{STAGE}, image {place}")
+        masks[place] = optimise(trial, policy, score, images[place : place + 1], f"tto, image {place}")
     return masks, int(wrong.sum())
 
 

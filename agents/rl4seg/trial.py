@@ -1,6 +1,7 @@
 """The data of a run, opened and checked, and where its networks are found."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from seggym.reward_models.shape_prior import load_shape_prior
 
 ACTOR, TWIN, PRIOR = "0/actor", "0/twin", "0/prior"
 MASKS = "masks.npz"
+# What NumPy raises for an archive that is damaged, cut short or empty.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Corrected(NamedTuple):
@@ -176,7 +179,7 @@ def load_masks(folder: Path) -> dict[str, Tensor]:
     try:
         with np.load(folder / MASKS, allow_pickle=False) as arrays:
             return {part: torch.from_numpy(arrays[part]) for part in arrays.files}
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise SeggymError(
             f"cannot read {folder / MASKS} ({error}): delete {folder}, then run the same command again"
         ) from None
@@ -191,10 +194,13 @@ def open_trial(settings: RunSettings) -> Trial:
 
 
 def fingerprint(pair: DomainPair) -> dict[str, Any]:
-    """What the data are: numbers of images and a hash of them by part, and the label set."""
+    """What the data are: numbers of images and a hash of them and their known labels by part, and the label set."""
     found: dict[str, Any] = {"class_names": list(pair.class_names)}
     for name in ROLES:
         domain = getattr(pair, name)
-        content = hashlib.sha256(domain.images.cpu().numpy().tobytes()).hexdigest()[:16]
-        found[name] = {"images": len(domain.images), "patients": len(set(domain.patients)), "content": content}
+        digest = hashlib.sha256(domain.images.cpu().numpy().tobytes())
+        if domain.masks is not None:
+            digest.update(domain.masks.cpu().numpy().tobytes())
+        patients = len(set(domain.patients))
+        found[name] = {"images": len(domain.images), "patients": patients, "content": digest.hexdigest()[:16]}
     return found

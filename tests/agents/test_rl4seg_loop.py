@@ -19,7 +19,7 @@ from seggym.agents.rl4seg.trial import load_masks, open_trial
 from seggym.envs.adaptation import domains
 from seggym.envs.adaptation.domains import deal_patients
 from seggym.errors import SeggymError
-from seggym.files import read_json
+from seggym.files import read_json, write_json
 from seggym.reward_models import statistics
 from seggym.reward_models.error_net import load_error_net
 from seggym.reward_models.metrics import dice_per_class, encode_truth
@@ -44,7 +44,7 @@ def run(finished, tmp_path):
 
 
 def test_folders_are_those_of_the_stages(finished):
-    for name in ("0/actor", "0/prior", "1/rewards", "1/reward_net", "1/actor", "1/critic", "2/actor", "2/critic"):
+    for name in ("0/actor", "0/prior", "1/rewards", "1/reward_net", "1/actor/critic", "2/actor/critic"):
         assert (finished / name).is_dir()
     for name in BASELINES:
         assert (finished / "baselines" / name / "masks.npz").is_file()
@@ -84,8 +84,12 @@ def test_trained_baselines_take_as_many_steps_as_the_policy(finished):
     steps = 2 * 2 * (2 + 1)
     assert stages.updates(open_trial(settings)) == steps
     facts = {name: read_json(finished / "baselines" / name / "finished.json")["facts"] for name in BASELINES}
-    for name in ("source_augmented", "histogram_matching", "fda", "self_training_corrector", "self_training_validated"):
+    for name in ("source_augmented", "histogram_matching", "fda"):
         assert facts[name]["updates"] == steps
+    # Self-training shares them among its rounds, and ends with the first one that has no pseudo label.
+    for name in ("self_training_corrector", "self_training_validated"):
+        assert facts[name]["updates"] == steps // 2 * np.count_nonzero(facts[name]["pseudo_labels"])
+    assert facts["self_training_corrector"]["updates"] > 0
     assert {name for name in BASELINES if facts[name]["privileged"]} == {"oracle_reward", "supervised_target"}
 
 
@@ -328,16 +332,17 @@ def test_test_time_optimisation_keeps_what_has_the_highest_reward(run, monkeypat
     loop.run(settings, "evaluate", say=quiet)
     trial = open_trial(settings)
     images, net = trial.pair.target_val.images, stages.load_reward(trial, 2)
-    before, after = label_maps(trial.load("2/actor"), images), load_masks(run / "tto")["val"]
+    before, after = label_maps(trial.load("2/actor"), images), load_masks(run / "tto/force")["val"]
     for place, tried in enumerate(np.array(seen).reshape(-1, 5)[: len(images)]):
         kept, image = after[place : place + 1], images[place : place + 1]
         where = test_time.region(kept, before[place : place + 1], settings.choice.band)
         assert original(net(image, kept), where) == pytest.approx(tried.max())
     assert "rl4seg_tto" in read_json(run / "evaluation.json")["methods"]
     valid = trial.valid(before.numpy())
-    shutil.rmtree(run / "tto")
     loop.run(replace(settings, tto="on"), "evaluate", say=quiet)
-    assert torch.equal(load_masks(run / "tto")["val"][valid], before[valid])
+    assert torch.equal(load_masks(run / "tto/on")["val"][valid], before[valid])
+    loop.run(replace(settings, tto="off"), "evaluate", say=quiet)
+    assert "rl4seg_tto" not in read_json(run / "evaluation.json")["methods"]
 
 
 def test_what_is_not_there_yet_or_at_all_is_one_sentence(tmp_path):
@@ -358,8 +363,62 @@ def test_what_is_not_there_yet_or_at_all_is_one_sentence(tmp_path):
         small_adaptation(tmp_path, start="augmentet")
 
 
-def test_a_damaged_file_is_one_sentence(run):
-    (run / "1/rewards/anchors.npz").write_bytes(b"damaged")
+@pytest.mark.parametrize("content", [b"damaged", b"", b"PK\x03\x04 cut short"])
+def test_a_damaged_file_is_one_sentence(run, content):
+    (run / "1/rewards/anchors.npz").write_bytes(content)
     trial = open_trial(small_adaptation(run, baselines="all"))
     with pytest.raises(SeggymError, match="delete its folder, then run the same command again"):
         stages.load_anchors(trial, 1)
+    (run / "baselines/adabn/masks.npz").write_bytes(content)
+    with pytest.raises(SeggymError, match="then run the same command again"):
+        load_masks(run / "baselines/adabn")
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"ppo": {"minibach": 8}}, r"ppo\.minibach is unknown"),
+        ({"pairs": {"temperatures": ["a"]}}, r"pairs\.temperatures=\['a'\] must be numbers"),
+        ({"reward": {"batch": 0}}, "batch=0"),
+        ({"prior": {"widths": [6, 12]}}, r"prior\.widths=\[6, 12\] must be multiples of 4"),
+        ({"prior": {"latent": 0}}, r"prior\.latent=0 must be at least 1"),
+        ({"augmentation": {"shere": 0.5}}, r"augmentation\.shere is unknown"),
+        ({"augmentation": {"severities": [5, 1]}}, r"augmentation\.severities=\[5, 1\], expected \[lowest, highest\]"),
+        ({"augmentation": {"kinds": ["gian"]}}, "augmentation.kinds names 'gian'; did you mean gain"),
+        ({"baselines": 5}, "baselines=5, expected all, or a list"),
+        ({"baselines": "tent"}, "baselines='tent', expected all, or a list"),
+    ],
+)
+def test_settings_are_checked_before_a_folder_is_made(tmp_path, group, said):
+    with pytest.raises(SeggymError, match=said):
+        loop.run(small_adaptation(tmp_path / "run", **group), say=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_that_went_unlike_far_are_not_pooled(run, finished):
+    loop.run(replace(small_adaptation(run, baselines="all"), tto="off"), "evaluate", say=quiet)
+    content = read_json(run / "evaluation.json")
+    write_json(run / "evaluation.json", {**content, "seed": 1, "iterations": 1})
+    with pytest.raises(SeggymError, match=r"differ in iterations, expected seeds of one experiment"):
+        read_evaluations([finished, run])
+    domains = {**content["domains"], "domain_seed": 7}
+    write_json(run / "evaluation.json", {**content, "seed": 1, "domains": domains})
+    assert len(read_evaluations([finished, run])) == 2
+
+
+def test_labels_that_changed_are_noticed(run, monkeypatch):
+    original = domains._read
+
+    def relabelled(settings, plan, role, labels):
+        domain = original(settings, plan, role, labels)
+        return replace(domain, masks=domain.masks.flip(-1)) if role == "source_train" else domain
+
+    monkeypatch.setattr(domains, "_read", relabelled)
+    with pytest.raises(SeggymError, match=r"another data\.source_train"):
+        open_trial(small_adaptation(run, baselines="all"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu(tmp_path):
+    loop.run(small_adaptation(tmp_path / "run", baselines="all", device="cuda", tto="force"), say=quiet)
+    assert read_json(tmp_path / "run/evaluation.json")["iterations"] == 2

@@ -14,9 +14,9 @@ from seggym.agents.rl4seg.baselines.styles import augmented, exchange_amplitude,
 from seggym.agents.rl4seg.figures import _picture, example
 from seggym.agents.rl4seg.folders import FINISHED, RunFolder
 from seggym.agents.rl4seg.monitors import COLUMNS, observe, suspicions, table
-from seggym.agents.rl4seg.scoring import correlation, score, scores_from_json
+from seggym.agents.rl4seg.scoring import score, scores_from_json
 from seggym.agents.rl4seg.selection import Held, choose, evidence, foreground_dice, region
-from seggym.agents.rl4seg.settings import LoopOptions, SelectionWeights
+from seggym.agents.rl4seg.settings import Augmentation, LoopOptions, SelectionWeights
 from seggym.agents.rl4seg.supervised import FitSettings, dice_score, fit, label_maps, mean_dice, probabilities
 from seggym.errors import SeggymError
 from seggym.reward_models.networks import UNet
@@ -121,23 +121,26 @@ def test_all_background_has_no_distance_but_a_dice_of_zero():
     found = score(torch.zeros_like(masks), masks, np.zeros(3), list("abc"), list("123"), NAMES)
     assert (found.dice == 0).all()
     assert found.failed.all()
-    assert np.isnan(found.image_hd95).all()
+    assert np.isnan(found.hd95).all()
     assert np.isnan(found.mean("hd95"))
     empty = score(torch.zeros_like(masks), torch.zeros_like(masks), np.ones(3), list("abc"), list("123"), NAMES)
     assert np.isnan(empty.image_dice).all()
     assert not empty.failed.any()
 
 
+def test_what_is_drawn_and_not_there_has_not_failed_to_be_found():
+    _, masks = squares(1)
+    without = torch.where(masks == 2, 0, masks)
+    found = score(masks, without, np.ones(1), ["a"], ["1"], NAMES)
+    assert np.isnan(found.dice[0, 1])
+    assert np.isnan(found.hd95[0, 1])
+    assert not found.failed.any()
+
+
 def test_a_class_too_many_is_one_sentence():
     _, masks = squares(2)
     with pytest.raises(SeggymError, match=r"hold class 3, expected 0 to 2 \(background, cavity, wall\)"):
         score(masks + 1, masks, np.ones(2), "ab", "12", NAMES)
-
-
-def test_correlation_of_a_constant_is_no_number():
-    assert correlation(np.arange(5.0), 3 * np.arange(5.0) + 1) == pytest.approx(1)
-    assert np.isnan(correlation(np.ones(5), np.arange(5.0)))
-    assert np.isnan(correlation(np.array([1.0, np.nan, 2.0]), np.arange(3.0)))
 
 
 # --- selection --------------------------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def test_histograms_are_those_of_target_images():
 
 def test_strong_augmentation_follows_from_the_seed_and_leaves_some_images():
     images = squares(40)[0]
-    style = augmented(["gain", "gamma", "blur"], (1, 5), share=0.5)
+    style = augmented(Augmentation(["gain", "gamma", "blur"], share=0.5))
     with seeded(1):
         first = style(images, torch.arange(40))
     with seeded(1):

@@ -14,11 +14,11 @@ from seggym.reward_models.calibration import (
     auroc,
     boundary_band,
     brier,
+    correlation,
     ece,
     fit_temperature,
     mce,
     nmi,
-    pearson_dice,
     reliability,
     score_pixels,
 )
@@ -102,8 +102,9 @@ def test_boundary_band_is_a_distance():
 
 def test_pearson_of_uncertainty_and_dice():
     dice = torch.tensor([0.9, 0.5, 0.7, torch.nan])
-    assert pearson_dice(1 - dice, dice) == pytest.approx(-1)
-    assert math.isnan(pearson_dice(torch.ones(4), dice))
+    assert correlation(1 - dice, dice) == pytest.approx(-1)
+    assert math.isnan(correlation(torch.ones(4), dice))
+    assert math.isnan(correlation(torch.tensor([1.0, torch.nan, 2.0]), torch.arange(3.0)))
 
 
 def test_scores_of_an_oracle_and_of_its_opposite():

@@ -41,7 +41,7 @@ class Baseline:
 
 
 def budget(trial: Trial) -> FitSettings:
-    """As many gradient steps as RL4Seg's policy takes, on batches of the same size."""
+    """As many gradient steps as RL4Seg's policy takes, on batches of ``pretrain.batch`` images."""
     return replace(trial.settings.pretrain, iterations=updates(trial))
 
 
@@ -101,7 +101,7 @@ def _self_training(trial: Trial, folder: Path, validated: bool) -> tuple[Predict
     rounds = trial.settings.loop.iterations
     settings = replace(total, iterations=max(1, total.iterations // rounds))
     network = trial.load(ACTOR)
-    counts = []
+    counts, steps = [], 0
     for number in range(1, rounds + 1):
         drawn = label_maps(network, images)
         corrected = trial.correct(drawn)
@@ -111,8 +111,9 @@ def _self_training(trial: Trial, folder: Path, validated: bool) -> tuple[Predict
             break
         seed = trial.seed(f"{folder.name}, round {number}")
         network = fit(network, images[kept], corrected.masks[kept], settings, seed).network
+        steps += settings.iterations
     trial.save(folder, network, (*trial.pair.source_train.patients, *trial.pair.target_train.patients))
-    return partial(label_maps, network), {"updates": total.iterations, "pseudo_labels": counts}
+    return partial(label_maps, network), {"updates": steps, "pseudo_labels": counts}
 
 
 def _oracle(trial: Trial, folder: Path) -> tuple[Predictor, dict[str, Any]]:
@@ -159,7 +160,9 @@ BASELINES: dict[str, Baseline] = {
     "test_time_augmentation": Baseline(_test_time_augmentation, "mean over contrasts and shifts of a test image"),
     "source_corrector": Baseline(_corrected, "source network, its masks corrected", after=(ACTOR, PRIOR)),
     "self_training_corrector": Baseline(
-        partial(_self_training, validated=False), "pseudo labels: all masks, corrected", after=(ACTOR, PRIOR)
+        partial(_self_training, validated=False),
+        "pseudo labels: all masks that are valid or can be made so",
+        after=(ACTOR, PRIOR),
     ),
     "self_training_validated": Baseline(
         partial(_self_training, validated=True), "pseudo labels: valid masks only", after=(ACTOR, PRIOR)

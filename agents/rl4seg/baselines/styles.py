@@ -4,13 +4,12 @@ All change the image alone, so the source's labels stay true and a network can l
 look like. None sees a label of the target.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from skimage.exposure import match_histograms
 from torch import Tensor
 
+from seggym.agents.rl4seg.settings import Augmentation
 from seggym.agents.rl4seg.supervised import Style
 from seggym.cohorts.shifts import Shift
 
@@ -18,24 +17,25 @@ from seggym.cohorts.shifts import Shift
 FOURIER_BAND = 0.05
 
 
-def augmented(kinds: Sequence[str], severities: tuple[int, int] = (1, 5), share: float = 0.8) -> Style:
+def augmented(settings: Augmentation) -> Style:
     """Shifts of the family: each of ``kinds`` with probability one half, at a severity drawn from the closed range.
 
     An image stays as it is with probability 1 - ``share``.
     """
 
     def style(images: Tensor, places: Tensor) -> Tensor:
-        changed = [_shifted(image, kinds, severities, share) for image in images[:, 0].cpu().numpy()]
+        changed = [_shifted(image, settings) for image in images[:, 0].cpu().numpy()]
         return torch.from_numpy(np.stack(changed)).to(images)[:, None]
 
     return style
 
 
-def _shifted(image: np.ndarray, kinds: Sequence[str], severities: tuple[int, int], share: float) -> np.ndarray:
+def _shifted(image: np.ndarray, settings: Augmentation) -> np.ndarray:
+    kinds = settings.kinds
     chosen = tuple(kind for kind, keep in zip(kinds, torch.rand(len(kinds)) < 0.5, strict=True) if keep)
-    severity = int(torch.randint(severities[0], severities[1] + 1, ()))
+    severity = int(torch.randint(settings.severities[0], settings.severities[1] + 1, ()))
     seed = int(torch.randint(2**31, ()))
-    if float(torch.rand(())) > share or not chosen:
+    if float(torch.rand(())) > settings.share or not chosen:
         return image
     return Shift(kinds=chosen, severity=severity, seed=seed).apply(image, "augmented")
 
