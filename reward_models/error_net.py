@@ -50,6 +50,23 @@ class ErrorNet(nn.Module):
         self.cohort = ""
         self.metrics: dict[str, Any] = {}
 
+    @classmethod
+    def of_segmentation(cls, network: UNet, class_names: Sequence[str], contrast: float) -> "ErrorNet":
+        """A net that begins as a segmentation ``network`` with group norm: it tells labels and ignores the mask.
+
+        ``contrast`` is the standard deviation of a typical image in [0, 1], which a net that sees normalised images has
+        to give back; group norm takes care of the rest. Raises :class:`SeggymError` for another number of classes.
+        """
+        widths: Any = network.options["widths"]
+        net = cls(class_names, widths)
+        net.require_classes([str(label) for label in range(network.head.out_channels)])
+        own, given = net.network.state_dict(), network.state_dict()
+        first = next(name for name in own if own[name].shape != given[name].shape)
+        weights = torch.zeros_like(own[first])
+        weights[:, :1] = contrast * given[first]
+        net.network.load_state_dict({**given, first: weights})
+        return net
+
     def logits(self, images: Tensor, masks: Tensor) -> Tensor:
         """The logit of being correct before the temperature, (n, H, W): ln P(label) - ln P(any other)."""
         return log_odds(self.label_logits(images, masks), masks)

@@ -8,7 +8,7 @@ from seggym.agents.pixel.settings import PixelSettings
 from seggym.agents.rl4seg.supervised import FitSettings
 from seggym.agents.strategies.naming import nearest
 from seggym.cohorts.shifts import KINDS
-from seggym.configs.checking import build, require_at_least
+from seggym.configs.checking import build, require_at_least, require_choices
 from seggym.envs.adaptation.settings import DomainSettings
 from seggym.errors import SeggymError
 from seggym.reward_models.error_training import ErrorNetSettings
@@ -31,7 +31,8 @@ class LoopOptions:
     histograms of target images (histogram), or strongly augmented (augmented); a look may be named several times. PPO
     is shown ``copies`` of every image and of every anchor, each turned, scaled and changed in contrast in its own way,
     the first as it is. With ``ensemble`` the reward is the mean of the reward nets of all iterations so far, else, as
-    in RL4Seg, the last one's. ``warm`` begins the training of a reward net with the one of the iteration before.
+    in RL4Seg, the last one's. A reward net begins with the weights of the supervised network (``reward_start``
+    supervised), of the reward net before it (before), or with random ones (scratch).
     """
 
     iterations: int = 3
@@ -41,12 +42,13 @@ class LoopOptions:
     source_looks: Sequence[str] = ("histogram", "augmented")
     copies: int = 8
     ensemble: bool = True
-    warm: bool = False
+    reward_start: str = "supervised"
 
     def __post_init__(self) -> None:
         for look in self.source_looks:
             if look not in LOOKS:
                 raise SeggymError(f"loop.source_looks names {look!r}; {nearest(str(look), LOOKS)}")
+        require_choices(self, {"reward_start": ("supervised", "before", "scratch")})
         require_at_least(self, "loop.", iterations=1, copies=1, entropy=0, divergence=0)
 
     def weights(self, iteration: int) -> tuple[float, float]:
@@ -128,6 +130,12 @@ class RunSettings:
         # Before anything is computed, let alone written: settings of a begun run cannot be changed.
         for name, kind in _CHECKED_ELSEWHERE.items():
             build(kind, getattr(self, name), f"{name}.")
+        widths = self.reward.get("widths", self.widths)
+        if self.loop.reward_start == "supervised" and list(widths) != list(self.widths):
+            raise SeggymError(
+                f"reward.widths={list(widths)} are not widths={list(self.widths)}, but loop.reward_start=supervised says "
+                "that reward nets begin as the supervised network: leave reward.widths out, or choose another start"
+            )
 
     def identity(self) -> dict[str, Any]:
         """All that the networks follow from, plain JSON: not where the run lies, nor which baselines it is given."""

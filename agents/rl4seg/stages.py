@@ -157,18 +157,27 @@ def varied(trial: Trial, what: str, images: Tensor, masks: Tensor) -> tuple[Tens
 
 def reward(trial: Trial, iteration: int) -> None:
     """Stage ``i/reward_net``: trained on the pairs of the iteration, with a fitted temperature."""
-    warm = trial.settings.loop.warm and iteration > 1
-    after = [f"{iteration}/rewards", *([f"{iteration - 1}/reward_net"] if warm else [])]
+    begun = {"supervised": [ACTOR], "before": [f"{iteration - 1}/reward_net"] if iteration > 1 else [], "scratch": []}
+    start = begun[trial.settings.loop.reward_start]
 
     def make(folder: Path) -> dict[str, Any]:
         seed = trial.seed(f"{iteration}/reward_net")
-        settings = build(ErrorNetSettings, {**trial.settings.reward, "seed": seed}, "reward.")
-        start = _load_net(trial, f"{iteration - 1}/reward_net") if warm else None
-        net = train_error_net(load_reward_dataset(trial.folder.root / f"{iteration}/rewards"), settings, start)
+        values = {"widths": list(trial.settings.widths), **trial.settings.reward, "seed": seed}
+        settings = build(ErrorNetSettings, values, "reward.")
+        pairs = load_reward_dataset(trial.folder.root / f"{iteration}/rewards")
+        net = train_error_net(pairs, settings, _begun(trial, start[0], pairs) if start else None)
         net.save(folder, trial.pair.source_train.images.shape[-1], str(trial.settings.domains["cohort"]))
         return {"temperature": net.temperature, **net.metrics}
 
-    trial.folder.stage(f"{iteration}/reward_net", after, make)
+    trial.folder.stage(f"{iteration}/reward_net", [f"{iteration}/rewards", *start], make)
+
+
+def _begun(trial: Trial, stage: str, pairs: RewardDataset) -> ErrorNet:
+    """What the training of a reward net starts from: the network of a stage, or its reward net."""
+    if stage != ACTOR:
+        return _load_net(trial, stage)
+    contrast = float(pairs.images.flatten(1).std(1).mean())
+    return ErrorNet.of_segmentation(trial.load(ACTOR), trial.pair.class_names, contrast).to("cpu")
 
 
 def reward_stages(trial: Trial, iteration: int) -> list[str]:

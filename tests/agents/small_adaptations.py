@@ -32,7 +32,7 @@ def small_adaptation(out: Path, **changed: Any) -> RunSettings:
         "pretrain": {"iterations": 120, "batch": 8, "learning_rate": 5e-3, "validate_every": 40},
         "prior": {"iterations": 20, "batch": 8, "widths": [8, 16, 16], "latent": 8},
         "pairs": {"swap": 1, "weight_noise": [0.01], "contrast": [0.8], "noise": [0.1], "agreement": 0.2},
-        "reward": {"iterations": 6, "batch": 4, "widths": [4, 8], "validate_every": 3},
+        "reward": {"iterations": 6, "batch": 4, "validate_every": 3},
         "ppo": {"images": 16, "batch": 8, "minibatch": 4, "epochs": 1},
         "loop": {"iterations": 2, "copies": 2},
         "choice": {"checkpoints": 2},

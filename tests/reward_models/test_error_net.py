@@ -1,6 +1,7 @@
 """The error net: what it learns, that it is calibrated and reproducible, and its files."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from seggym.reward_models.calibration import boundary_band, score_pixels
 from seggym.reward_models.checkpoints import CARD, WEIGHTS, save_network
 from seggym.reward_models.error_net import ErrorNet, load_error_net, log_odds
 from seggym.reward_models.error_training import ErrorNetSettings, error_loss, train_error_net, weighted_bce
+from seggym.reward_models.frozen import normalise
+from seggym.reward_models.networks import UNet
 from seggym.reward_models.reward_pairs import PairSettings, build_reward_pairs, policy_logits
 
 SHORT = ErrorNetSettings(iterations=120, widths=(8, 16), validate_every=40, learning_rate=5e-3)
@@ -51,6 +54,22 @@ def test_it_follows_from_the_seed(net, pairs):
     again = train_error_net(pairs, SHORT)
     assert again.temperature == net.temperature
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), net.parameters(), strict=True))
+
+
+def test_it_may_begin_as_a_segmentation_network(pairs):
+    """Then it tells the labels as that network does, whatever the mask."""
+    torch.manual_seed(3)
+    network = UNet(len(NAMES), (8, 16), norm="group").eval()
+    net = ErrorNet.of_segmentation(network, NAMES, contrast=0.2).eval()
+    images, masks = pairs.images[:4], pairs.truths[:4]
+    with torch.no_grad():
+        expected = network(0.2 * normalise(images[:, 0]))[0]
+        assert torch.allclose(net.label_logits(images, masks), expected, atol=1e-5)
+        assert torch.equal(net.label_logits(images, masks), net.label_logits(images, 0 * masks))
+    taught = train_error_net(pairs, replace(SHORT, iterations=3), net)
+    assert not torch.equal(taught.label_logits(images, masks), taught.label_logits(images, 0 * masks))
+    with pytest.raises(SeggymError, match=r"the error net knows 2 classes \(a, b\), the masks have 3"):
+        ErrorNet.of_segmentation(network, ("a", "b"), contrast=0.2)
 
 
 def test_validation_patients_are_not_trained_on(pairs, monkeypatch):
