@@ -133,8 +133,8 @@ class RunSettings:
         widths = self.reward.get("widths", self.widths)
         if self.loop.reward_start == "supervised" and list(widths) != list(self.widths):
             raise SeggymError(
-                f"reward.widths={list(widths)} are not widths={list(self.widths)}, but loop.reward_start=supervised says "
-                "that reward nets begin as the supervised network: leave reward.widths out, or choose another start"
+                f"reward.widths={list(widths)} and widths={list(self.widths)} differ, but loop.reward_start=supervised "
+                "says that reward nets begin as the supervised network: leave reward.widths out, or change the start"
             )
 
     def identity(self) -> dict[str, Any]:
