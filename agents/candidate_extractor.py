@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from seggym.envs.selection.observation import CANDIDATE_FEATURES, QUANTILES
+from seggym.envs.selection.observation import CANDIDATE_FEATURES, CLASS_FEATURES, QUANTILES
 from seggym.errors import SeggymError
 
 _NEEDED = ("candidates", "learner", "budget", "progress")
@@ -63,7 +63,7 @@ class CandidateExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, rows + 2 * width + shared)
         self.strength, self.corrections = strength, corrections
         self.embedded = "embeddings" in parts
-        own = columns + len(FEATURES) + ((parts["embeddings"].shape or (0, 0))[1] if self.embedded else 0)
+        own = 2 * columns + len(FEATURES) + ((parts["embeddings"].shape or (0, 0))[1] if self.embedded else 0)
         self.own = nn.Sequential(nn.Linear(own, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.together = nn.Linear(3 * width + shared, width)
         start = torch.zeros(len(FEATURES))
@@ -77,7 +77,7 @@ class CandidateExtractor(BaseFeaturesExtractor):
         candidates = observations["candidates"]
         there = filled(candidates)
         relative = candidate_features(candidates, observations["learner"], observations["progress"])
-        parts = [candidates, relative]
+        parts = [candidates, standardised(candidates), relative]
         if self.embedded:
             parts.append(observations["embeddings"])
         own = self.own(torch.cat(parts, -1)) * there[..., None]
@@ -111,19 +111,28 @@ def candidate_features(candidates: torch.Tensor, learner: torch.Tensor, progress
     ``early_...`` are ``disagreement``, ``foreground`` and ``mean_unlabelled`` times 1 at the beginning and -1 at the
     end of the budget.
     """
-    there = filled(candidates)[..., None]
+    there = filled(candidates)
     column = {name: candidates[..., place] for place, name in enumerate(CANDIDATE_FEATURES)}
-    histogram = candidates[..., len(CANDIDATE_FEATURES) :]
-    slots = histogram.shape[-1]
+    slots = (candidates.shape[-1] - len(CANDIDATE_FEATURES)) // len(CLASS_FEATURES)
+    histogram = candidates[..., len(CANDIDATE_FEATURES) : len(CANDIDATE_FEATURES) + slots]
     taught = learner[:, QUANTILES + slots + 1 : QUANTILES + 2 * slots]
     column["foreground"] = histogram[..., 1:].sum(-1)
     column["rare"] = (histogram[..., 1:] / (taught[:, None] + _LEAST_SHARE)).sum(-1)
     column["off_centre"] = (column["position"] - 0.5).abs()
-    values = torch.stack([column[name] for name in (*_PLAIN, "foreground", "rare", "off_centre")], -1) * there
-    count = there.sum(1, keepdim=True).clamp_min(1)
-    centred = (values - values.sum(1, keepdim=True) / count) * there
-    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    relative = centred / spread.clamp_min(_LEAST_SPREAD)
+    values = torch.stack([column[name] for name in (*_PLAIN, "foreground", "rare", "off_centre")], -1)
+    relative = standardised(values, there)
     early = (1 - 2 * progress[:, :1])[..., None]
     changing = [FEATURES.index(name) for name in ("disagreement", "foreground", "mean_unlabelled")]
     return torch.cat([relative, early * relative[..., changing]], -1)
+
+
+def standardised(values: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
+    """``values`` (N, K, F) with mean 0 and standard deviation 1 over the candidates (N, K) of a query; 0 for padding.
+
+    Those are the rows of ``values`` that are not 0 throughout, unless ``there`` says which.
+    """
+    present = (filled(values) if there is None else there)[..., None]
+    count = present.sum(1, keepdim=True).clamp_min(1)
+    centred = (values - (values * present).sum(1, keepdim=True) / count) * present
+    spread = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return centred / spread.clamp_min(_LEAST_SPREAD)

@@ -37,7 +37,10 @@ def run(values: dict[str, Any], kwargs: dict[str, Any], text: str) -> None:
     run_dir = Path(values["run_dir"])
     agent = {
         key: values["agent"][key]
-        for key in ("algorithm", "hyperparameters", "network", "prior_strength", "group_size", "evolution", "augment")
+        for key in (
+            *("algorithm", "hyperparameters", "network", "prior_strength", "group_size"),
+            *("evolution", "lookahead", "augment"),
+        )
         if key in values["agent"]
     }
     own = {key: values[key] for key in TrainSettings.__dataclass_fields__ if key in values}

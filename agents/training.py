@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import configure
 from seggym.agents import resuming
 from seggym.agents.algorithms import Algorithm
 from seggym.agents.algorithms.evolution import Evolution, evolve
+from seggym.agents.algorithms.lookahead import Lookahead, fit_gains
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
 from seggym.agents.algorithms.scores import best_legal, is_equivariant, num_passed_scores, policy_heads
 from seggym.agents.blind import BlindEngine
@@ -64,7 +65,8 @@ class TrainSettings:
     PPO there instead of in main memory; None is where the environment runs on a GPU. ``blind`` trains and validates
     with the observations of other patients (:mod:`seggym.agents.blind`). ``augment`` trains, and does not validate,
     with phase and echo shift drawn for every episode. ``evolution`` holds fields of
-    :class:`seggym.agents.algorithms.evolution.Evolution`, which comes before the first step; None is none.
+    :class:`seggym.agents.algorithms.evolution.Evolution`, ``lookahead`` those of
+    :class:`seggym.agents.algorithms.lookahead.Lookahead`; one of both may come before the first step, None is none.
     """
 
     run_dir: str
@@ -90,6 +92,7 @@ class TrainSettings:
     blind: bool = False
     augment: bool = False
     evolution: dict[str, Any] | None = None
+    lookahead: dict[str, Any] | None = None
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same for a run to be resumed."""
@@ -132,15 +135,8 @@ def train(settings: TrainSettings) -> Path:
             for name, callback in parts.items():
                 callback.load_state_dict(state["callbacks"][name])
         file.begin(model.num_timesteps)
-        if settings.evolution is not None and state is None:
-            evolution = build(Evolution, settings.evolution, "agent.evolution.")
-            if settings.eval_every:
-                # The policy before it is a candidate for the best one, too.
-                validation.init_callback(model)
-                validation.run()
-                validation.forget_step()
-            gains = evolve(model, engine, evolution, settings.seed)
-            print(f"evolution: the last generation gains {gains[-1]:+.4f} over the start, on the same episodes")
+        if state is None:
+            _start(model, engine, settings, validation)
         try:
             _learn(model, settings, list(parts.values()))
         except TrainingStopped:
@@ -152,6 +148,28 @@ def train(settings: TrainSettings) -> Path:
             keep({})
         save()
     return folder
+
+
+def _start(model: BaseAlgorithm, engine: Engine, settings: TrainSettings, validation: Validation) -> None:
+    """What comes before the first step, if anything."""
+    if settings.evolution is None and settings.lookahead is None:
+        return
+    if settings.evolution is not None and settings.lookahead is not None:
+        raise SeggymError(
+            "agent.evolution and agent.lookahead are both set, and the fit of the second would forget what the first "
+            "found: set one of them to null"
+        )
+    if settings.eval_every:
+        # The policy before it is a candidate for the best one, too.
+        validation.init_callback(model)
+        validation.run()
+        validation.forget_step()
+    if settings.evolution is not None:
+        gains = evolve(model, engine, build(Evolution, settings.evolution, "agent.evolution."), settings.seed)
+        print(f"evolution: the last generation gains {gains[-1]:+.4f} over the start, on the same episodes")
+    else:
+        shares = fit_gains(model, engine, build(Lookahead, settings.lookahead, "agent.lookahead."), settings.seed)
+        print(f"lookahead: in pools held out {shares[-1]:+.0%} of what the best candidate gains over a random one")
 
 
 def check_run_folder(settings: TrainSettings) -> None:

@@ -76,7 +76,7 @@ def _selection_row(settings: SelectionSettings) -> tuple[str, str, str]:
     """Action, observation and needs of a selection environment; K classes are known once the cohort is read."""
     rows = settings.candidates
     shapes = {
-        "candidates": f"float32 ({rows}, {candidate_width(0)} + K)",
+        "candidates": f"float32 ({rows}, {candidate_width(0)} + {candidate_width(1) - candidate_width(0)} K)",
         "embeddings": f"float32 ({rows}, {EMBEDDING})",
         "learner": f"float32 ({learner_width(0)} + 2 K,)",
         "budget": "float32 (1,)",

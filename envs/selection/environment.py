@@ -97,8 +97,8 @@ class SelectionEnv(BatchEnv):
     ## Observation Space
     ``Dict`` of (``observation=`` chooses)
 
-    - ``candidates`` float32 (K, 14 + classes): :data:`seggym.envs.selection.observation.CANDIDATE_FEATURES`, then the
-      predicted class histogram; a row of zeros for an empty one;
+    - ``candidates`` float32 (K, 14 + 3 classes): :data:`seggym.envs.selection.observation.CANDIDATE_FEATURES`, then
+      ``CLASS_FEATURES`` of every class; a row of zeros for an empty one;
     - ``embeddings`` float32 (K, 16): principal components of the encoder's features;
     - ``learner`` float32 (10 + 2 classes,): quantiles of the entropy over slices of the state set, predicted and
       annotated class histograms, entropy of the predicted foreground, share of the pool that is annotated;

@@ -32,7 +32,11 @@ CANDIDATE_FEATURES = (
     "gap_in_volume",
     "minutes",
 )
-"""Columns of ``candidates``; the predicted class histogram follows them. All lie in [0, 1]."""
+"""Columns of ``candidates`` before :data:`CLASS_FEATURES`. All lie in [0, 1]."""
+
+CLASS_FEATURES = ("histogram", "share", "class_entropy")
+"""What follows them, an entry for each class: mean probability, positions where it is the most probable class, and its
+part -p log p / log K of the mean entropy."""
 
 QUANTILES = 8
 EMBEDDING = 16
@@ -42,7 +46,7 @@ _PIECE = 2**19
 
 def candidate_width(class_slots: int) -> int:
     """Columns of ``candidates``."""
-    return len(CANDIDATE_FEATURES) + class_slots
+    return len(CANDIDATE_FEATURES) + len(CLASS_FEATURES) * class_slots
 
 
 def learner_width(class_slots: int) -> int:
@@ -69,16 +73,19 @@ def observe(engine: "SelectionEngine") -> dict[str, Tensor]:
 
 
 class Summary:
-    """What is read from class probabilities (..., K, h, w), each (...) in [0, 1]; ``histogram`` (..., K)."""
+    """What is read from class probabilities (..., K, h, w), each (...) in [0, 1]; :data:`CLASS_FEATURES` (..., K)."""
 
     def __init__(self, probabilities: Tensor) -> None:
         classes = probabilities.shape[-3]
         flat = probabilities.flatten(-2)
-        entropy = -(flat * flat.clamp_min(1e-8).log()).sum(-2) / torch.log(torch.tensor(float(classes)))
+        by_class = -(flat * flat.clamp_min(1e-8).log()) / torch.log(torch.tensor(float(classes)))
+        entropy = by_class.sum(-2)
         best, second = flat[..., 0, :], torch.zeros_like(flat[..., 0, :])
+        most = torch.zeros_like(best)
         for label in range(1, classes):
             candidate = flat[..., label, :]
             second = torch.maximum(second, torch.minimum(best, candidate))
+            most = torch.where(candidate > best, label, most)
             best = torch.maximum(best, candidate)
         foreground = 1 - flat[..., 0, :]
         self.entropy = entropy.mean(-1)
@@ -87,6 +94,8 @@ class Summary:
         self.least_confidence = (1 - best).mean(-1) * classes / (classes - 1)
         self.foreground_entropy = (entropy * foreground).sum(-1) / foreground.sum(-1).clamp_min(1e-6)
         self.histogram = flat.mean(-1)
+        self.share = torch.stack([(most == label).to(flat).mean(-1) for label in range(classes)], -1)
+        self.class_entropy = by_class.mean(-1)
 
 
 def _candidates(engine: "SelectionEngine") -> Tensor:
@@ -94,6 +103,7 @@ def _candidates(engine: "SelectionEngine") -> Tensor:
     output = torch.zeros(
         engine.num_envs, engine.num_candidates, candidate_width(class_slots(engine)), device=engine.device
     )
+    padding = (0, class_slots(engine) - pool.num_classes)
     size = engine.num_candidates * max(pool.shown.shape[1] * pool.images[0].numel(), 4 * len(pool))
     for part in pieces(slice(0, engine.num_envs), max(1, _PIECE // size)):
         rows = torch.arange(part.start, part.stop, device=engine.device)
@@ -108,9 +118,10 @@ def _candidates(engine: "SelectionEngine") -> Tensor:
         ]
         parts.append(engine.learner.disagreement(rows, flat).view(shown.shape).mean(-1))
         parts += _relations(engine, rows, samples)
-        histogram = believed.histogram.unflatten(1, shown.shape[1:]).mean(2)
-        table = torch.cat([torch.stack(parts, -1).to(dtype), histogram.to(dtype)], -1).clamp_(0, 1)
-        output[rows, :, : table.shape[-1]] = table * (candidates >= 0)[:, :, None]
+        by_class = [getattr(believed, name).unflatten(1, shown.shape[1:]).mean(2) for name in CLASS_FEATURES]
+        padded = [torch.nn.functional.pad(part, padding).to(dtype) for part in by_class]
+        table = torch.cat([torch.stack(parts, -1).to(dtype), *padded], -1).clamp_(0, 1)
+        output[rows] = table * (candidates >= 0)[:, :, None]
     return output
 
 

@@ -134,11 +134,11 @@ def test_permuting_candidates_permutes_scores_and_padding_changes_nothing(make_s
 
 def test_features_by_hand():
     """Two candidates and an empty row, at a quarter of the budget, worked out on paper."""
-    candidates = torch.zeros(1, 3, len(CANDIDATE_FEATURES) + 3)
+    candidates = torch.zeros(1, 3, len(CANDIDATE_FEATURES) + 9)
     candidates[0, :2, CANDIDATE_FEATURES.index("margin")] = torch.tensor([0.2, 0.6])
     candidates[0, :2, CANDIDATE_FEATURES.index("position")] = torch.tensor([0.5, 0.9])
     candidates[0, :2, CANDIDATE_FEATURES.index("mean_unlabelled")] = torch.tensor([0.7, 0.3])
-    candidates[0, :2, len(CANDIDATE_FEATURES) :] = torch.tensor([[0.9, 0.1, 0.0], [0.9, 0.0, 0.1]])
+    candidates[0, :2, len(CANDIDATE_FEATURES) : -6] = torch.tensor([[0.9, 0.1, 0.0], [0.9, 0.0, 0.1]])
     learner = torch.zeros(1, 8 + 6 + 2)
     learner[0, 11:14] = torch.tensor([0.9, 0.08, 0.02])
     found = candidate_features(candidates, learner, torch.tensor([[0.25, 0.0]]))[0]

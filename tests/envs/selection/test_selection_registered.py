@@ -112,7 +112,7 @@ def test_the_defaults_of_v0(kwargs_of, name):
     assert plain.spacing == (2.0 if kind in ("ACDC", "Phantom", "MSCMR") else None)
     classes = len(env.unwrapped.engine.pool.class_names)
     space = env.observation_space
-    assert space["candidates"].shape == (min(32, len(env.unwrapped.engine.pool)), 14 + classes)
+    assert space["candidates"].shape == (min(32, len(env.unwrapped.engine.pool)), 14 + 3 * classes)
     assert space["learner"].shape == (10 + 2 * classes,)
     assert settings.cohort == kwargs["cohort"]
 
