@@ -6,7 +6,7 @@
 #   bash benchmarks/selector.sh [output folder] [parts, default: "phantoms transfer acdc"]
 # SEEDS="0 1 2" trains several and evaluates them as one method, AGENT=selector_dqn another agent, REPLAY=unet teaches
 # the final sets of four policies to a U-Net in 5 episodes as well. The same command goes on where it was stopped.
-# One core takes about 15 minutes for the training of a seed and 10 for an evaluation (without REPLAY); encoders for
+# One core takes about 5 minutes for the training of a seed and 10 for an evaluation (without REPLAY); encoders for
 # ACDC, one or two minutes each, are trained the first time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,7 +28,7 @@ train() {
     for seed in ${SEEDS:-0}; do
         run="$out/${agent}_${name}_seed$seed"
         resume=false
-        # The evolution before the first step has no checkpoint: what was stopped there begins again.
+        # What comes before the first step (agent.lookahead, agent.evolution) has no checkpoint: if stopped there it begins again.
         if [ -e "$run/last/state.pt" ]; then resume=true; else rm -rf "$run"; fi
         python agents/train_selector.py agent="$agent" seed="$seed" run_dir="$run" resume=$resume progress_bar=false "$@"
         runs="$runs${runs:+,}$run"

@@ -176,13 +176,16 @@ def fit(
 ) -> None:
     """Fit the scores of ``extractor`` to the standardised gains of ``learned``, from no rule and no correction on.
 
-    It ends as it was after the epoch in which those of ``held`` were predicted best.
+    It ends as it was after the epoch in which those of ``held`` were predicted best; where no epoch says more than
+    nothing about those, it stays as it is.
     """
+    kept = copy.deepcopy(extractor.state_dict())
     with torch.no_grad():
         extractor.weights.zero_()
         extractor.correction.zero_()
+        best = float(_error(extractor, held))
+    improved = False
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best, kept = torch.inf, copy.deepcopy(extractor.state_dict())
     for _ in range(settings.epochs):
         for rows in torch.randperm(len(learned), generator=generator).split(settings.batch_size):
             optimizer.zero_grad()
@@ -191,8 +194,10 @@ def fit(
         with torch.no_grad():
             error = float(_error(extractor, held))
         if error < best:
-            best, kept = error, copy.deepcopy(extractor.state_dict())
+            best, kept, improved = error, copy.deepcopy(extractor.state_dict()), True
     extractor.load_state_dict(kept)
+    if not improved:
+        return
     with torch.no_grad():
         spread = float((_centred(extractor, held).square().sum() / (~held.gains.isnan()).sum()).sqrt())
         for parameter in (extractor.weights, extractor.correction):

@@ -21,7 +21,7 @@ from seggym.agents.training import TrainSettings, make_model, train
 from seggym.configs.checking import plain
 from seggym.envs.selection.engine import Episodes
 from seggym.envs.selection.environment import SelectionVectorEnv, observation_space
-from seggym.envs.selection.observation import CANDIDATE_FEATURES
+from seggym.envs.selection.observation import CANDIDATE_FEATURES, Summary
 from seggym.envs.selection.pools import PooledEngine
 from seggym.errors import SeggymError
 from seggym.files import write_json
@@ -153,6 +153,16 @@ def test_features_by_hand():
     assert (column["minutes"] == 0).all()
 
 
+def test_what_is_said_of_each_class_by_hand():
+    """Two positions of two classes: (.9, .1) and (.5, .5), a tie that goes to the lower class."""
+    found = Summary(torch.tensor([[0.9, 0.5], [0.1, 0.5]])[:, None])
+    parts = -torch.tensor([[0.9, 0.5], [0.1, 0.5]]) * torch.tensor([[0.9, 0.5], [0.1, 0.5]]).log2()
+    assert torch.allclose(found.histogram, torch.tensor([0.7, 0.3]))
+    assert torch.allclose(found.share, torch.tensor([1.0, 0.0]))
+    assert torch.allclose(found.class_entropy, parts.mean(1), atol=1e-6)
+    assert torch.allclose(found.class_entropy.sum(), found.entropy, atol=1e-6)
+
+
 @pytest.mark.parametrize(("algorithm", "network"), [("maskable_ppo", PPO), ("masked_dqn", DQN)])
 def test_a_trained_policy_still_treats_all_candidates_alike(make_selection, tmp_path, algorithm, network):
     """The head passes scores on, before and after training, in both networks of DQN."""
@@ -222,7 +232,7 @@ def test_training_patients_are_refused(trained, make_selection):
 
 
 def test_a_snapshot_that_does_not_fit_is_refused(trained, make_selection):
-    with pytest.raises(SeggymError, match=r"num_actions=4 instead of 6.*candidates of shape \(4, 18\)"):
+    with pytest.raises(SeggymError, match=r"num_actions=4 instead of 6.*candidates of shape \(4, 26\)"):
         trained.begin(make_selection(2, role="test", candidates=4))
     with pytest.raises(SeggymError, match="no observation part 'learner'"):
         trained.begin(make_selection(2, role="test", observation=["candidates", "budget", "progress"]))
