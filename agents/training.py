@@ -167,7 +167,7 @@ def _start(model: BaseAlgorithm, engine: Engine, settings: TrainSettings, valida
     if settings.evolution is not None:
         gains = evolve(model, engine, build(Evolution, settings.evolution, "agent.evolution."), settings.seed)
         print(f"evolution: the last generation gains {gains[-1]:+.4f} over the start, on the same episodes")
-    else:
+    elif settings.lookahead is not None:
         shares = fit_gains(model, engine, build(Lookahead, settings.lookahead, "agent.lookahead."), settings.seed)
         print(f"lookahead: in pools held out {shares[-1]:+.0%} of what the best candidate gains over a random one")
 
