@@ -32,7 +32,8 @@ def main(config: DictConfig) -> None:
 def run(values: dict[str, Any], kwargs: dict[str, Any], text: str) -> None:
     """Train in the environment of ``values`` with ``kwargs``; ``text`` is what the run folder keeps of both."""
     # Imported here so that neither --help nor a wrong configuration waits for torch.
-    from seggym.agents.training import TrainSettings, check_run_folder, train
+    from seggym.agents.models import TrainSettings
+    from seggym.agents.training import check_run_folder, train
 
     run_dir = Path(values["run_dir"])
     agent = {

@@ -21,7 +21,8 @@ def main(config: DictConfig) -> None:
     types = {"num_workers": int, "ray_address": str | None}
     require_types({key: values[key] for key in types}, types)
     # Imported here so that neither --help nor a wrong configuration waits for torch and Ray.
-    from seggym.agents.training import TrainSettings, check_run_folder
+    from seggym.agents.models import TrainSettings
+    from seggym.agents.training import check_run_folder
 
     try:
         from seggym.agents.rllib.training import train_rllib

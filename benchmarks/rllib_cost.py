@@ -14,9 +14,9 @@ import ray  # brings psutil along
 import torch
 from hydra import compose, initialize_config_module
 
+from seggym.agents.models import TrainSettings, make_model
 from seggym.agents.rllib.training import algorithm_config
 from seggym.agents.train_asmr import env_kwargs
-from seggym.agents.training import TrainSettings, make_model
 from seggym.configs.checking import plain
 
 import psutil  # isort: skip

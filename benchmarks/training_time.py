@@ -24,9 +24,9 @@ from hydra import compose, initialize_config_module
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from seggym.agents.algorithms.scores import best_legal
+from seggym.agents.models import TrainSettings, make_batch, make_model
 from seggym.agents.policies import FixedOrder
 from seggym.agents.train_asmr import env_kwargs
-from seggym.agents.training import TrainSettings, make_batch, make_model
 from seggym.agents.validation import Choice, validate, validation_episodes
 from seggym.configs.checking import plain
 from seggym.errors import SeggymError, one_sentence

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from seggym import speed_check
+from seggym.agents.models import TrainSettings, make_model
 from seggym.agents.snapshots import save_snapshot
-from seggym.agents.training import TrainSettings, make_model
 from seggym.cli import main
 from seggym.cohorts import acdc
 from seggym.envs import ENVIRONMENTS

@@ -17,10 +17,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from seggym.agents.algorithms.masked_dqn import MASK
 from seggym.agents.callbacks import MetricsFile, Schedule, metric_columns
+from seggym.agents.models import TrainSettings, make_model
 from seggym.agents.rllib.module import MaskedPolicyModule
 from seggym.agents.rllib.workers import SUMS, report_scan, seed_environments
 from seggym.agents.snapshots import save_snapshot
-from seggym.agents.training import TrainSettings, make_model, snapshot_facts, validation_measure
+from seggym.agents.training import snapshot_facts, validation_measure
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
 

@@ -7,8 +7,9 @@ from typing import Any
 from benchmarks.k1.networks import reward_model
 from benchmarks.k1.protocol import Protocol
 from benchmarks.k1.sharing import Task
+from seggym.agents.models import TrainSettings
 from seggym.agents.resuming import STATE
-from seggym.agents.training import TrainSettings, train
+from seggym.agents.training import train
 from seggym.configs.checking import build
 
 KINDS = ("learned", "blind")

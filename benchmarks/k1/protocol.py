@@ -24,9 +24,9 @@ from seggym.agents.bench import settings_of
 from seggym.agents.comparison import differences
 from seggym.agents.evaluation import check_range
 from seggym.agents.fixed_sets import EVALUATIONS
+from seggym.agents.models import TrainSettings
 from seggym.agents.pooling import ENDPOINTS
 from seggym.agents.results import TARGET
-from seggym.agents.training import TrainSettings
 from seggym.cohorts.cohort import Cohort, open_cohort
 from seggym.cohorts.splits import ROLES, Split, cross_validation, make_folds, save_split
 from seggym.configs.checking import build, plain

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from small_runs import untrained_encoder
 
-from seggym.agents.training import TrainSettings
+from seggym.agents.models import TrainSettings
 
 LINES = 32
 

@@ -11,8 +11,9 @@ from synthetic_bench import make_bench
 
 from seggym.agents.blind import OWN, BlindEngine, BlindTwin, partners, patient_numbers, swap
 from seggym.agents.evaluation import evaluate_policies
+from seggym.agents.models import make_batch
 from seggym.agents.policies import CallablePolicy, FixedOrder
-from seggym.agents.training import make_batch, train
+from seggym.agents.training import train
 from seggym.envs.kspace.engine import Episodes
 from seggym.errors import SeggymError
 from seggym.kspace import orders

@@ -10,7 +10,7 @@ from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer
 from stable_baselines3.common.buffers import DictRolloutBuffer
 
 from seggym.agents.algorithms.device_buffer import DeviceRolloutBuffer, MaskableDeviceRolloutBuffer
-from seggym.agents.training import make_model
+from seggym.agents.models import make_model
 from seggym.errors import SeggymError
 
 STEPS, ENVS, LINES = 7, 6, 10

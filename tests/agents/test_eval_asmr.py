@@ -17,8 +17,9 @@ import seggym
 from seggym.agents.algorithms.networks import find_algorithm
 from seggym.agents.eval_asmr import run
 from seggym.agents.evaluation import open_bench
+from seggym.agents.models import TrainSettings
 from seggym.agents.snapshots import load_policy
-from seggym.agents.training import TrainSettings, train
+from seggym.agents.training import train
 from seggym.errors import SeggymError
 from seggym.filming import film
 from seggym.reward_models.checkpoints import ModelCard, save_network, weights_hash

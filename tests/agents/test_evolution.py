@@ -12,7 +12,8 @@ from seggym.agents.algorithms.evolution import Evolution, _budgets, _values, evo
 from seggym.agents.algorithms.scores import best_legal
 from seggym.agents.blind import BlindEngine
 from seggym.agents.echo_extractor import FEATURES
-from seggym.agents.training import make_model, train
+from seggym.agents.models import make_model
+from seggym.agents.training import train
 from seggym.envs.kspace.engine import Episodes
 from seggym.errors import SeggymError
 

@@ -9,9 +9,10 @@ from benchmarks import headroom, stopping
 from benchmarks.headroom import FEATURES, ChosenPerSlice, Ground, Options
 from seggym.agents.bench import open_bench
 from seggym.agents.echo_baselines import EchoFollowing, EntropyStop
+from seggym.agents.models import TrainSettings
 from seggym.agents.policies import FixedOrder
 from seggym.agents.snapshots import load_policy
-from seggym.agents.training import TrainSettings, train
+from seggym.agents.training import train
 from seggym.errors import SeggymError
 from seggym.kspace import orders
 from seggym.kspace.acquisition import Acquisition

@@ -8,8 +8,8 @@ from gymnasium import spaces
 
 from seggym.agents.algorithms.device_buffer import MaskableDeviceRolloutBuffer
 from seggym.agents.extractors import LineConvolution, LineExtractor, _mirrored
+from seggym.agents.models import TrainSettings, make_model
 from seggym.agents.priors import low_frequency_prior, start_head
-from seggym.agents.training import TrainSettings, make_model
 from seggym.agents.vec_env import BatchedVecEnv
 from seggym.errors import SeggymError
 

@@ -17,8 +17,9 @@ from seggym.agents.algorithms.lookahead import (
     look_ahead,
 )
 from seggym.agents.candidate_extractor import CandidateExtractor
+from seggym.agents.models import TrainSettings, make_model
 from seggym.agents.snapshots import load_policy
-from seggym.agents.training import TrainSettings, make_model, train
+from seggym.agents.training import train
 from seggym.envs.selection.environment import SelectionVectorEnv
 from seggym.envs.selection.observation import CANDIDATE_FEATURES
 from seggym.errors import SeggymError

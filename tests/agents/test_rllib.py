@@ -16,9 +16,9 @@ import torch
 
 import seggym
 from seggym.agents.algorithms.scores import action_scores
+from seggym.agents.models import TrainSettings, make_batch, make_model
 from seggym.agents.rllib.workers import environment_seeds
 from seggym.agents.snapshots import load_policy
-from seggym.agents.training import TrainSettings, make_batch, make_model
 from seggym.agents.vec_env import BatchedVecEnv
 from seggym.errors import SeggymError
 

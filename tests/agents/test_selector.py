@@ -14,10 +14,11 @@ from seggym.agents.algorithms.networks import policy_kwargs
 from seggym.agents.algorithms.scores import action_scores, best_legal, policy_heads
 from seggym.agents.callbacks import EpisodeLog
 from seggym.agents.candidate_extractor import FEATURES, CandidateExtractor, candidate_features
+from seggym.agents.models import TrainSettings, make_model
 from seggym.agents.selection_training import episode_keys, validate_selection
 from seggym.agents.snapshots import load_policy
 from seggym.agents.train_selector import env_kwargs
-from seggym.agents.training import TrainSettings, make_model, train
+from seggym.agents.training import train
 from seggym.configs.checking import plain
 from seggym.envs.selection.engine import Episodes
 from seggym.envs.selection.environment import SelectionVectorEnv, observation_space

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from seggym.agents.algorithms import ALGORITHMS
+from seggym.agents.models import TrainSettings, make_batch, make_model
 from seggym.agents.snapshots import load_policy, save_snapshot, snapshot_folders
-from seggym.agents.training import TrainSettings, make_batch, make_model
 from seggym.errors import SeggymError
 
 METADATA = {"reward_model_hash": None, "cohort": "phantom", "data_fingerprint": "0", "metrics": {}}

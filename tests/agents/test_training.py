@@ -19,10 +19,11 @@ from seggym.agents.algorithms import ALGORITHMS
 from seggym.agents.algorithms.networks import policy_kwargs
 from seggym.agents.algorithms.scores import best_legal
 from seggym.agents.extractors import DictExtractor
+from seggym.agents.models import make_batch, make_model
 from seggym.agents.priors import low_frequency_prior
 from seggym.agents.snapshots import load_policy
 from seggym.agents.train_asmr import env_kwargs
-from seggym.agents.training import make_batch, make_model, train
+from seggym.agents.training import train
 from seggym.agents.validation import validate, validation_episodes
 from seggym.configs.checking import plain
 from seggym.errors import SeggymError

@@ -10,8 +10,8 @@ from gymnasium import spaces
 
 from seggym.agents.algorithms.networks import EXTRACTORS
 from seggym.agents.algorithms.scores import action_scores
+from seggym.agents.models import TrainSettings, make_model
 from seggym.agents.priors import start_head
-from seggym.agents.training import TrainSettings, make_model
 from seggym.agents.view_extractors import PointExtractor, SpokeExtractor
 from seggym.errors import SeggymError
 from seggym.kspace import view_orders

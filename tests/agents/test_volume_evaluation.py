@@ -10,10 +10,11 @@ from synthetic_bench import SCAN, Threshold, make_stack
 from seggym.agents.blind import BlindEngine
 from seggym.agents.evaluation import Bench, evaluate, evaluate_policies, open_bench
 from seggym.agents.extractors import LineExtractor
+from seggym.agents.models import TrainSettings
 from seggym.agents.policies import CallablePolicy
 from seggym.agents.priors import low_frequency_prior
 from seggym.agents.report import write_report
-from seggym.agents.training import TrainSettings, train
+from seggym.agents.training import train
 from seggym.agents.volume_baselines import volume_baselines
 from seggym.envs.kspace.engine import Episodes, KSpaceEngine
 from seggym.envs.kspace.volumes.engine import VolumeEngine

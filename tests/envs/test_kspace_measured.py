@@ -16,7 +16,8 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from seggym.agents.evaluation import evaluate
-from seggym.agents.training import TrainSettings, train
+from seggym.agents.models import TrainSettings
+from seggym.agents.training import train
 from seggym.cohorts import cmrxrecon, raw_kspace
 from seggym.cohorts.cohort import Volume, open_cohort
 from seggym.cohorts.splits import split_cohort
