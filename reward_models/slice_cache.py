@@ -92,7 +92,8 @@ def _read(path: Path, record: type[Record]) -> Record | None:
         stack = record(**tensors, **{name: _frozen(value) for name, value in json.loads(header["stack"]).items()})
         if header["checksum"] != _checksum(tensors, header["stack"]):
             return None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    # RuntimeError: torch's, where another process removes the entry between its header and its tensors.
+    except (OSError, RuntimeError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     # The time of last use, by which entries are removed; where it cannot be set they go by age.
     with contextlib.suppress(OSError):
@@ -190,7 +191,9 @@ def _warn_once(folder: Path, reason: str) -> None:
 
 
 def _data_folder(cohort: Cohort) -> str:
-    return f"{cohort.name} {os.path.realpath(cohort.root)}"
+    """What may have other content at another time; generated cohorts, told apart by their fingerprints, never do."""
+    generated = "" if cohort.fingerprint_now is not None else f" {cohort.fingerprint}"
+    return f"{cohort.name} {os.path.realpath(cohort.root)}{generated}"
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], rest: str) -> str:

@@ -16,9 +16,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from seggym.cohorts.acdc import open_acdc, write_example
-from seggym.cohorts.cohort import Cohort
+from seggym.cohorts.cohort import Cohort, open_cohort
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition, SliceStack, prepare
 from seggym.reward_models import slice_cache, slices
@@ -163,6 +164,27 @@ def test_cohort_without_fingerprint_is_not_kept(bench):
     bench.get(cohort=replace(bench.open(), fingerprint="", fingerprint_now=None))
     assert bench.prepared == 1
     assert not bench.cache.exists()
+
+
+def test_generated_cohorts_of_other_seeds_are_kept_side_by_side(bench):
+    """They have no files that could have changed: another fingerprint is another cohort, not a newer one."""
+    for seed in (0, 1):
+        cohort = open_cohort("phantom", patients=2, test_patients=1, seed=seed)
+        bench.get(sorted(cohort.groups), cohort=cohort)
+    assert len(bench.entries) == 2
+
+
+def test_an_entry_that_is_removed_while_it_is_read_is_prepared_anew(bench, monkeypatch):
+    first = bench.get()
+
+    def vanishing(path, framework):
+        # What torch says where the file is gone between the reading of the header and the mapping.
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+
+    monkeypatch.setattr(slice_cache, "safe_open", vanishing)
+    assert slice_cache._read(bench.entries[0], SliceStack) is None
+    monkeypatch.setattr(slice_cache, "safe_open", safe_open)
+    assert_equal(bench.get(), first)
 
 
 def damage(content: bytes, how: str) -> bytes:
