@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
 from seggym.agents.algorithms import Algorithm
 from seggym.agents.algorithms.networks import find_algorithm, policy_kwargs
@@ -176,8 +177,8 @@ def _with_schedule(hyperparameters: dict[str, Any]) -> dict[str, Any]:
         return hyperparameters
     if set(rate) != {"start", "end"}:
         raise SeggymError(f"agent.hyperparameters.learning_rate={rate} must be a number, or hold start and end")
-    start, end = float(rate["start"]), float(rate["end"])
-    return {**hyperparameters, "learning_rate": lambda remaining: end + (start - end) * remaining}
+    schedule = LinearSchedule(float(rate["start"]), float(rate["end"]), end_fraction=1.0)
+    return {**hyperparameters, "learning_rate": schedule}
 
 
 def _rollouts_on_device(settings: TrainSettings, algorithm: Algorithm) -> bool:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
+from stable_baselines3.common.utils import LinearSchedule
+
 from seggym.configs.checking import require_at_least, require_choices, require_types
 from seggym.errors import SeggymError
 
@@ -70,22 +72,10 @@ class PixelSettings:
         value = getattr(self, name)
         return [value, value] if isinstance(value, (int, float)) else list(value)
 
-    def course(self, name: str) -> "Linear":
+    def course(self, name: str) -> LinearSchedule:
         """The value of ``name`` as a function of the remaining progress, 1 to 0."""
-        return Linear(*(float(value) for value in self.ends(name)))
-
-
-@dataclass(frozen=True)
-class Linear:
-    """``first`` at the start of a training, ``last`` at its end."""
-
-    first: float
-    last: float
-
-    def __call__(self, remaining: float) -> float:
-        """The value with this share of the training left, 1 to 0."""
-        # The last rollout may see more images than were asked for: stable-baselines3 then has less than nothing left.
-        return self.last + (self.first - self.last) * min(max(remaining, 0.0), 1.0)
+        first, last = (float(value) for value in self.ends(name))
+        return LinearSchedule(first, last, end_fraction=1.0)
 
 
 def published(iteration: int) -> dict[str, Any]:

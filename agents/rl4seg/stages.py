@@ -177,7 +177,7 @@ def _begun(trial: Trial, stage: str, pairs: RewardDataset) -> ErrorNet:
     if stage != ACTOR:
         return _load_net(trial, stage)
     contrast = float(pairs.images.flatten(1).std(1).mean())
-    return ErrorNet.of_segmentation(trial.load(ACTOR), trial.pair.class_names, contrast).to("cpu")
+    return ErrorNet.of_segmentation(trial.load(ACTOR), trial.pair.class_names, contrast)
 
 
 def reward_stages(trial: Trial, iteration: int) -> list[str]:
