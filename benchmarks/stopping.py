@@ -5,12 +5,12 @@ python -m benchmarks.stopping cohort=acdc reward_model=acdc-hard split=split.jso
 
 A policy that stops each slice by itself uses some lines and reaches some volume Dice. The same policy without stopping
 reaches that Dice with some fixed budget, the same for all slices; what it needs more is what was saved. The scans are
-those of "all together" in benchmarks/headroom.py; the order is ``echo_following``, a trained policy's its own. Options
+those of "all together" in benchmarks/headroom; the order is ``echo_following``, a trained policy's its own. Options
 as there; ``policies`` are folders of policies that were trained with stop_action=true (each is a row).
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.headroom import Ground, Options, environment, kept, key_of, parsed
+from benchmarks.headroom.measuring import Ground
+from benchmarks.headroom.scans import Options, environment, kept, key_of, parsed
 from benchmarks.k1.evaluating import greedy_volumes
 from seggym.agents.bench import Bench, open_bench
 from seggym.agents.echo_baselines import EchoFollowing, OracleStop, tuned_entropy_stop
@@ -26,6 +27,7 @@ from seggym.agents.learned_stop import tuned_learned_stop
 from seggym.agents.policies import Baseline, Policy
 from seggym.agents.pooling import DRAWS, Estimate
 from seggym.agents.results import PolicyResult
+from seggym.agents.snapshots import LearnedPolicy, load_policy
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError, one_sentence
 from seggym.files import write_atomic
@@ -33,6 +35,19 @@ from seggym.files import write_atomic
 SCAN = "all together"
 FRACTIONS = (0.85, 0.9, 0.95)
 """Of the quality of the whole budget, that a threshold of the entropy keeps on training patients."""
+
+
+@dataclass(frozen=True)
+class StoppingOptions(Options):
+    """The command line; ``policies`` are folders, separated by commas."""
+
+    policies: str = ""
+
+    @property
+    def learned(self) -> dict[str, LearnedPolicy]:
+        """The trained policies by folder."""
+        device = "cpu" if not torch.cuda.is_available() else self.device
+        return {folder: load_policy(folder, device) for folder in self.policies.split(",") if folder}
 
 
 class NeverStopping:
@@ -125,7 +140,7 @@ def _dice(result: PolicyResult, net: str) -> np.ndarray:
     return result.values(net, "volume", "dice")[0].round(5)
 
 
-def contestants(bench: Bench, options: Options) -> dict[str, tuple[Policy, Policy]]:
+def contestants(bench: Bench, options: Options, learned: Mapping[str, Policy]) -> dict[str, tuple[Policy, Policy]]:
     """Policies that stop, and the same without: the oracle, entropies, trained ones."""
     order: Baseline = EchoFollowing()
     tuning = bench.ground(options.budget, max_slices=options.slices)
@@ -134,7 +149,7 @@ def contestants(bench: Bench, options: Options) -> dict[str, tuple[Policy, Polic
         found[f"entropy, {fraction:.0%}"] = (tuned_entropy_stop(tuning, order, fraction), order)
         found[f"learned, {fraction:.0%}"] = (tuned_learned_stop(tuning, order, fraction), order)
     found["oracle, 95 % \\*"] = (OracleStop(order), order)
-    for folder, policy in zip([f for f in options.policies.split(",") if f], options.learned, strict=True):
+    for folder, policy in learned.items():
         found[f"trained, {folder}"] = (policy, NeverStopping(policy))
     return found
 
@@ -178,17 +193,17 @@ def markdown(contents: dict[str, dict[str, Any]], command: str) -> str:
 @one_sentence
 def main(*arguments: str) -> None:
     """Run the policies that are missing and print the tables."""
-    options: Options = parsed(arguments, Options)
+    options: StoppingOptions = parsed(arguments, StoppingOptions)
     if options.features is not None:
         raise SeggymError(f"features={options.features}: stopping is measured on {SCAN!r} alone, leave it out")
     torch.set_num_threads(1)
     learned = options.learned
-    observation = learned[0].observation if learned else ("acquired",)
+    observation = next(iter(learned.values())).observation if learned else ("acquired",)
     bench = open_bench(*environment(options, SCAN, observation, stop_action=True))
     ground = Ground(bench, options, "test", greedy_volumes(bench.stack, options.volumes))
     folder = Path(options.out)
     contents: dict[str, dict[str, Any]] = {}
-    for name, (policy, free) in contestants(bench, options).items():
+    for name, (policy, free) in contestants(bench, options, learned).items():
         key = {**key_of(options, SCAN), "policies": getattr(policy, "identity", None)}
         path = folder / f"{options.cohort}-stopping-{len(contents)}.json"
         contents[name] = kept(path, key, lambda policy=policy, free=free: measure(ground, policy, free))

@@ -1,13 +1,18 @@
 """The tables of docs/headroom.md: areas, gains, choices per slice, and lines saved by stopping, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from synthetic_bench import SCAN, make_bench
 
-from benchmarks import headroom, stopping
-from benchmarks.headroom import FEATURES, ChosenPerSlice, Ground, Options
-from seggym.agents.bench import open_bench
+from benchmarks import stopping
+from benchmarks.headroom import measuring, scans, tables
+from benchmarks.headroom.measuring import ChosenPerSlice, Ground
+from benchmarks.headroom.scans import FEATURES, Options
+from benchmarks.headroom.training import trained_policies, training_settings
+from seggym.agents.bench import open_bench, settings_of
 from seggym.agents.echo_baselines import EchoFollowing, EntropyStop
 from seggym.agents.models import TrainSettings
 from seggym.agents.policies import FixedOrder
@@ -26,9 +31,9 @@ def ground(options=OPTIONS, **kwargs):
 
 
 def test_area_weights_are_those_of_the_mean_over_all_budgets():
-    np.testing.assert_allclose(headroom.area_weights([0, 1, 2, 3, 4]), [0, 0.25, 0.25, 0.25, 0.25])
+    np.testing.assert_allclose(measuring.area_weights([0, 1, 2, 3, 4]), [0, 0.25, 0.25, 0.25, 0.25])
     # Linear between 0, 2 and 4: budgets 1..4 are (q0 + q2) / 2, q2, (q2 + q4) / 2, q4.
-    np.testing.assert_allclose(headroom.area_weights([0, 2, 4]), [0.125, 0.5, 0.375])
+    np.testing.assert_allclose(measuring.area_weights([0, 2, 4]), [0.125, 0.5, 0.375])
 
 
 def test_budgets_end_with_the_last_one():
@@ -40,16 +45,16 @@ def test_budgets_end_with_the_last_one():
 
 def test_orders_hold_every_line_and_go_around_the_echo():
     bench = make_bench()
-    found = {order.name: order.order for order in headroom.fixed_orders(bench)}
+    found = {order.name: order.order for order in measuring.fixed_orders(bench)}
     assert found["around +1"][:4].tolist() == [17, 18, 16, 19]
-    np.testing.assert_array_equal(headroom._around(32, 0), orders.centre_out(32))
+    np.testing.assert_array_equal(measuring._around(32, 0), orders.centre_out(32))
     assert found["one-sided -"][1:4].tolist() == [15, 14, 13]
 
 
 def test_every_feature_is_a_scan():
     for name, (scan, _) in FEATURES.items():
-        Acquisition(matrix=128, crop=96, **{**headroom._PLAIN, **scan}), name
-        _, kwargs = headroom.environment(OPTIONS, name, ("acquired",))
+        Acquisition(matrix=128, crop=96, **{**scans._PLAIN, **scan}), name
+        _, kwargs = scans.environment(OPTIONS, name, ("acquired",))
         assert kwargs["acquisition"]["matrix"] == 128
 
 
@@ -65,8 +70,8 @@ def test_a_choice_per_slice_follows_each_slices_way():
 
 def test_the_privileged_choice_has_the_larger_area_by_network_a():
     here = ground()
-    ways = headroom.fixed_orders(here.bench)[:3]
-    choice = headroom._best_per_slice(here, ways)
+    ways = measuring.fixed_orders(here.bench)[:3]
+    choice = measuring._best_per_slice(here, ways)
     areas = np.stack([here.slice_areas(way) for way in ways])
     np.testing.assert_allclose(here.slice_areas(ChosenPerSlice(ways, choice)), areas.max(0), atol=1e-6)
 
@@ -75,8 +80,8 @@ def test_gains_are_paired_by_patient():
     patients = ["a", "a", "b"]
     base = np.array([[0.5, 0.7, 0.2]])
     # Patient a gains .1 on average, b loses .3.
-    assert headroom._gain(base + np.array([[0.0, 0.2, -0.3]]), base, patients).startswith("-0.100 [-0.300, +0.100]")
-    assert headroom._gain(None, base, patients) == ""
+    assert tables._gain(base + np.array([[0.0, 0.2, -0.3]]), base, patients).startswith("-0.100 [-0.300, +0.100]")
+    assert tables._gain(None, base, patients) == ""
 
 
 def test_the_fixed_budget_of_equal_quality():
@@ -111,19 +116,19 @@ def test_lines_used_are_counted_by_volume_and_never_stopping_uses_all():
 
 
 def test_a_result_is_read_again_only_under_its_own_key(tmp_path):
-    key = headroom.key_of(OPTIONS, "echo shift 12")
-    assert key != headroom.key_of(OPTIONS, "echo shift 4")
+    key = scans.key_of(OPTIONS, "echo shift 12")
+    assert key != scans.key_of(OPTIONS, "echo shift 4")
     other = Options(**{**vars(OPTIONS), "out": "elsewhere", "features": "plain"})
-    assert key == headroom.key_of(other, "echo shift 12")
+    assert key == scans.key_of(other, "echo shift 12")
     path, found = tmp_path / "result.json", []
 
     def find():
         found.append(1)
         return {"value": len(found)}
 
-    assert headroom.kept(path, key, find)["value"] == 1
-    assert headroom.kept(path, key, find)["value"] == 1
-    assert headroom.kept(path, {**key, "budget": 5}, find)["value"] == 2
+    assert scans.kept(path, key, find)["value"] == 1
+    assert scans.kept(path, key, find)["value"] == 1
+    assert scans.kept(path, {**key, "budget": 5}, find)["value"] == 2
 
 
 def test_a_policy_that_was_trained_to_stop_is_compared_with_itself(tmp_path):
@@ -162,6 +167,22 @@ def test_a_policy_that_was_trained_to_stop_is_compared_with_itself(tmp_path):
     assert free["illegal"] == 0
 
 
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_policy_observes_what_its_scan_has_and_nothing_that_is_hidden(name):
+    settings = training_settings(replace(OPTIONS, steps=64), name, seed=3)
+    observed = settings.env_kwargs["observation"]
+    assert ("corrupted" in observed) == (name == "all together" or "flagged" in name)
+    assert ("axis" in observed) == (name == "all together" or "axis" in name)
+    assert (settings.evolution is None) == ("chosen" in name)
+    assert settings.env_kwargs["acquisition"] == scans.environment(OPTIONS, name, ())[1]["acquisition"]
+    # The environment takes them.
+    settings_of(settings.env_id, settings.env_kwargs)
+
+
+def test_without_steps_nothing_is_trained():
+    assert trained_policies(OPTIONS, "plain") == []
+
+
 def test_training_slices_are_spread_over_patients():
     bench = make_bench(budget=6)
     options = Options(cohort="phantom", reward_model="phantom-hard", budget=6, every=3, slices=2)
@@ -169,5 +190,5 @@ def test_training_slices_are_spread_over_patients():
     assert train.cases.samples.tolist() == [0, 4]
     assert train.cases.patients == ["patient0", "patient1"]
     every = Ground(bench, OPTIONS, "test")
-    order = headroom.fixed_orders(bench)[0]
+    order = measuring.fixed_orders(bench)[0]
     np.testing.assert_allclose(train.slice_areas(order), every.slice_areas(order)[[0, 4]], atol=1e-6)
