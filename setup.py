@@ -35,6 +35,8 @@ PHANTOM_MODELS = ["phantom", "phantom_hard", "phantom_radial", "phantom_points",
 
 setup(
     packages=["seggym", *(f"seggym.{floor}" for floor in FLOORS)],
+    # What package_data names and nothing else; otherwise setuptools warns of every folder of data as a missing package.
+    include_package_data=False,
     package_dir={"seggym": "seggym", **{f"seggym.{floor}": floor.replace(".", "/") for floor in FLOORS}},
     package_data={
         "seggym": ["py.typed"],

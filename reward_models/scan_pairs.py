@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seggym.errors import SeggymError
 from seggym.kspace.acquisition import Acquisition, SliceStack
+from seggym.kspace.reconstruction.methods import Reconstruction
 from seggym.reward_models.frozen import FrozenNetwork
 from seggym.reward_models.reward_dataset import RewardDataset
 from seggym.reward_models.reward_pairs import PairSettings, build_reward_pairs
@@ -26,15 +27,17 @@ def scan_reward_pairs(
     scans: int = 256,
     seed: int = 0,
     settings: PairSettings = SCAN_PAIRS,
+    reconstruction: Reconstruction | None = None,
 ) -> RewardDataset:
     """Pairs of ``scans`` random scans of the slices in ``stack``, with the random masks that networks are trained on.
 
     Images are magnitudes divided by their maximum, float32 (n, 1, C, C). ``network`` should not have seen the patients,
-    or its errors are fewer than on others. Raises :class:`SeggymError` for fewer than one scan.
+    or its errors are fewer than on others. ``reconstruction`` makes the images, None is zero-filled. Raises
+    :class:`SeggymError` for fewer than one scan.
     """
     if scans < 1:
         raise SeggymError(f"scans={scans} of reward pairs, expected at least 1")
-    simulator = Simulator(stack, acquisition, network.device, seed)
+    simulator = Simulator(stack, acquisition, network.device, seed, reconstruction)
     images, labels, chosen = [], [], []
     for start in range(0, scans, _BATCH):
         magnitude, truth, numbers = simulator.plain(min(_BATCH, scans - start))
