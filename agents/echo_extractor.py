@@ -1,6 +1,7 @@
 """Scores for lines, seen from where the echo is: for scans that shift it and corrupt lines."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from gymnasium import spaces
@@ -32,15 +33,22 @@ class EchoExtractor(BaseFeaturesExtractor):
     where the echo is (:func:`echo_position`); distances and mirror images are taken about it, and a scan and its mirror
     image get mirrored scores. The rule is ``-distance / M``: measure the line nearest to the echo that is not measured,
     or corrupted; lines that are measured well come last. ``weights``, zero at the start, add :func:`line_features`:
-    few enough to be learned from the scans of 20 patients, and each can be read.
+    few enough to be learned from the scans of 20 patients, and each can be read. ``start`` names weights that begin
+    elsewhere: {"off_dc": -2} is close to centre-out, the better rule where the echo hardly moves.
 
     Input: a Dict with ``acquired`` (N, M), ``budget`` (N, 1), ``energy`` (N, M) and optionally ``corrupted`` (N, M) and
     whatever :class:`DictExtractor` takes. Output: float32 (N, M + context): ``strength`` times the scores, which the
     head passes on (:func:`seggym.agents.priors.start_head`), then the context, which the critic works with, in
-    ``width`` numbers for each part.
+    ``width`` numbers for each part. Raises :class:`SeggymError` for a weight that there is not.
     """
 
-    def __init__(self, observation_space: spaces.Dict, strength: float = 60.0, width: int = 32) -> None:
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        strength: float = 60.0,
+        width: int = 32,
+        start: Mapping[str, float] | None = None,
+    ) -> None:
         parts = observation_space.spaces
         missing = [name for name in _NEEDED if name not in parts]
         if missing:
@@ -55,7 +63,14 @@ class EchoExtractor(BaseFeaturesExtractor):
         # Beside the parts: share of lines measured, of lines corrupted, and the position of the echo.
         super().__init__(observation_space, self.num_scores + context.features_dim + 3)
         self.context, self.strength = context, strength
-        self.weights = nn.Parameter(torch.zeros(len(FEATURES)))
+        begin = start or {}
+        unknown = [name for name in begin if name not in FEATURES]
+        if unknown:
+            raise SeggymError(
+                f"agent.network.extractor_kwargs.start names {', '.join(unknown)}, expected some of "
+                f"{', '.join(FEATURES)}"
+            )
+        self.weights = nn.Parameter(torch.tensor([float(begin.get(name, 0)) for name in FEATURES]))
 
     def forward(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         """(N, features_dim): scores, then context."""

@@ -8,7 +8,7 @@ and not run again. Options: ``datadir``, ``split``, ``features`` (some of them),
 images after every so many lines; the curve between them is interpolated), ``volumes`` (of the test patients; default
 all), ``slices`` (64, of the training patients that choose the best fixed order), ``population_greedy`` (false: search
 for that order as well), ``greedy_window`` (0 is without; lines on either side of DC that the label-using greedy tries),
-``steps`` (0: of PPO, with which a policy is trained for each feature; 0 trains none), ``generations`` (16, of the
+``steps`` (0: of PPO, with which a policy is trained for each feature; 0 trains none), ``generations`` (24, of the
 search before PPO), ``seeds`` (1, such trainings), ``out``, ``device``.
 """
 

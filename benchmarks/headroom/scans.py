@@ -72,7 +72,7 @@ class Options:
     population_greedy: bool = False
     greedy_window: int = 0
     steps: int = 0
-    generations: int = 16
+    generations: int = 24
     seeds: int = 1
     out: str = "runs/headroom"
     device: str = "auto"

@@ -34,9 +34,11 @@ def training_settings(options: Options, name: str, seed: int) -> TrainSettings:
     env_id, env_kwargs = environment(options, name, observation, objective="area", precision="auto")
     # The search weighs lines, and choosing an axis is none: there PPO begins with the rule.
     evolution = None if kwargs.get("choose_axis") else {"generations": options.generations}
+    # As in the presets of K1: where the echo hardly moves, near centre-out.
+    start = {} if scan.get("echo_shift", 0) > 4 else {"off_dc": -2.0}
+    network = {"extractor_kwargs": {"start": start}}
     values: dict[str, Any] = {
-        **agent_settings({"agent": "echo_ppo", "agent_overrides": {}}),
-        "evolution": evolution,
+        **agent_settings({"agent": "echo_ppo", "agent_overrides": {"evolution": evolution, "network": network}}),
         "run_dir": str(Path(options.out) / "policies" / f"{options.cohort}-{name.replace(' ', '_')}-seed{seed}"),
         "env_id": env_id,
         "env_kwargs": env_kwargs,

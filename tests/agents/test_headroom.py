@@ -175,6 +175,8 @@ def test_a_policy_observes_what_its_scan_has_and_nothing_that_is_hidden(name):
     assert ("axis" in observed) == (name == "all together" or "axis" in name)
     assert (settings.evolution is None) == ("chosen" in name)
     assert settings.env_kwargs["acquisition"] == scans.environment(OPTIONS, name, ())[1]["acquisition"]
+    moves = name in ("echo shift 12", "all together")
+    assert settings.network["extractor_kwargs"]["start"] == ({} if moves else {"off_dc": -2.0})
     # The environment takes them.
     settings_of(settings.env_id, settings.env_kwargs)
 
