@@ -40,14 +40,14 @@ def test_the_echo_is_the_centre_of_the_amplitudes():
 def test_weights_may_begin_elsewhere_and_near_centre_out():
     """Amplitudes far from DC: following the echo measures beside them, centre-out beside DC."""
     observation = seen([31, 32, 33], [0.1, 0.2, 8.0])
-    follows, stays = (EchoExtractor(space(), start=start) for start in (None, {"off_dc": -64.0}))
+    follows, stays = (EchoExtractor(space(), start=start) for start in (None, {"off_dc": -3.0}))
     assert int(follows(observation)[0, :LINES].argmax()) == 34
     lines = []
     while len(lines) < 4:
         lines.append(int(stays(observation)[0, :LINES].argmax()))
         observation["acquired"][0, lines[-1]] = 1
     assert sorted(lines) == [29, 30, 34, 35]
-    assert float(stays.weights[FEATURES.index("off_dc")]) == -64
+    assert float(stays.weights[FEATURES.index("off_dc")]) == -3
     with pytest.raises(SeggymError, match="start names off_axis, expected some of adjacent"):
         EchoExtractor(space(), start={"off_axis": 1.0})
 
