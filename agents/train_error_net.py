@@ -1,7 +1,7 @@
 """A reward without labels for the k-space environments: a net that finds the errors of their reward model.
 
-``python agents/train_error_net.py env=kspace_phantom role=val output=runs/scan_errors`` learns from the labels of those
-patients; then ``lambda_error=1 error_net=runs/scan_errors`` in environments of all others.
+``python agents/train_error_net.py env=kspace_phantom +env.kwargs.cohort_options.seed=7 output=runs/scan_errors`` learns
+from the labels of those patients; then ``lambda_error=1 error_net=runs/scan_errors`` in environments of all others.
 """
 
 from collections import defaultdict
