@@ -31,6 +31,7 @@ def validation_episodes(engine: KSpaceEngine, limit: int) -> Episodes:
 def validate(engine: KSpaceEngine, episodes: Episodes, choose: Choice) -> dict[str, float]:
     """Means over ``episodes``: ``mean_quality`` of Q_1..Q_T (the area), last ``quality``, ``lines``, ``dice_<class>``.
 
+    Q is what the rewards are gains of: with ``lambda_error`` what the error net expects is part of it.
     Episodes are run in batches of the engine's size; slots of the last batch that are left over repeat its first one.
     """
     areas, finals, dices, lines = [], [], [], []
@@ -48,9 +49,9 @@ def validate(engine: KSpaceEngine, episodes: Episodes, choose: Choice) -> dict[s
             actions = choose(engine.observe(), engine.action_mask())
             active &= ~engine.step(actions, active).terminated
             # A scan that was stopped early keeps its last quality for the lines it did without.
-            area += engine.quality.double() * (step < budget)
+            area += engine.rewarded.double() * (step < budget)
         areas.append((area / budget)[:used].cpu())
-        finals.append(engine.quality[:used].double().cpu())
+        finals.append(engine.rewarded[:used].double().cpu())
         lines.append(engine.lines[:used].double().cpu())
         if engine.segmentation is not None:
             dices.append(engine.dice()[0][:used].double().cpu())

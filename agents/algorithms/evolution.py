@@ -125,14 +125,14 @@ def _values(
     budgets: Tensor,
     weights: np.ndarray,
 ) -> np.ndarray:
-    """Mean final quality (C,) of the scans ``keys`` int64 (S,), with lines by each of ``weights`` (C, F)."""
+    """Mean final quality (C,), as rewarded, of the scans ``keys`` int64 (S,) with lines by each of ``weights`` (C, F)."""
     count = len(keys)
     episodes = scans.draw(keys.to(scans.device))
     episodes.budgets.copy_(budgets)
     scans.begin(torch.arange(count, device=scans.device), episodes)
     copies.take(scans, torch.arange(count, device=scans.device).repeat(len(weights)))
     _play(extractor, copies, weights)
-    return copies.quality.view(len(weights), count).mean(1).double().cpu().numpy()
+    return copies.rewarded.view(len(weights), count).mean(1).double().cpu().numpy()
 
 
 def _episodes(

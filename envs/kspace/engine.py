@@ -144,6 +144,13 @@ class KSpaceEngine:
         self.truth, self.segmentation = read_rows(other.truth, slots), read_rows(other.segmentation, slots)
         self._scored_by = self._group(self._every)
 
+    @property
+    def rewarded(self) -> Tensor:
+        """What the rewards are gains of (N,): the quality, and where an error net is asked what it expects (weighted)."""
+        if self.expected is None:
+            return self.quality
+        return self.quality + self.settings.lambda_error * self.expectation
+
     # What the scanner holds and everybody asks for.
 
     @property

@@ -6,7 +6,8 @@ import pytest
 import torch
 from synthetic_scanner import SMALL_SCAN, StubNetwork, synthetic_stack
 
-from seggym.envs.kspace.engine import KSpaceEngine
+from seggym.agents.validation import validate
+from seggym.envs.kspace.engine import Episodes, KSpaceEngine
 from seggym.envs.kspace.expected import ExpectedDice, load_expected_dice
 from seggym.envs.kspace.settings import KSpaceSettings
 from seggym.envs.kspace.volumes.settings import VolumeSettings
@@ -52,6 +53,26 @@ def play(engine, lines=5):
         parts.append(result.parts)
         levels.append(engine.expectation.clone())
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}, torch.stack(levels)
+
+
+@pytest.mark.parametrize("lambda_seg", [0.0, 1.0])
+def test_validation_measures_what_is_rewarded(lambda_seg):
+    engine = engine_with(lambda_seg=lambda_seg)
+    parts, expected = play(engine)
+    assert (engine.rewarded - engine.initial_quality - 2 * expected[0]).allclose(sum(parts.values()).sum(0))
+    engine.begin(torch.arange(COUNT), engine.draw(torch.arange(10, 10 + COUNT)))
+    episodes = Episodes(engine.samples.clone(), torch.full((COUNT,), 5), engine.keys.clone())
+    levels = []
+
+    def choose(seen, legal):
+        levels.append(engine.quality + 2 * engine.expectation)
+        return legal.double().argmax(1)
+
+    found = validate(engine, episodes, choose)
+    levels.append(engine.quality + 2 * engine.expectation)
+    assert found["mean_quality"] == pytest.approx(float(torch.stack(levels[1:]).mean()))
+    assert found["quality"] == pytest.approx(float(levels[-1].mean()))
+    assert found["quality"] > 2 * float(expected[-1].mean()) - 1e-9 > 0
 
 
 def test_expected_dice_by_hand():

@@ -246,6 +246,11 @@ class VolumeEngine:
     # --- what can be seen ---------------------------------------------------------------------------------------
 
     @property
+    def rewarded(self) -> torch.Tensor:
+        """What the rewards are gains of (N,), as of a slice."""
+        return self.quality
+
+    @property
     def truth(self) -> Any:
         """Ground-truth terms of the slices, None before the first episode."""
         return self.slices.truth
