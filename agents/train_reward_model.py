@@ -60,10 +60,13 @@ def main(config: DictConfig) -> None:
 
 
 def recipe(config: DictConfig, network: DictConfig) -> Recipe:
-    """The training recipe of ``network`` (architecture and options) with the shared hyperparameters."""
+    """The training recipe of ``network``: architecture, options, and what it changes in the shared hyperparameters."""
     options = OmegaConf.to_container(network.options, resolve=True)
     assert isinstance(options, dict)
     shared = build(Recipe, config.training, "training.")
+    if network.get("training"):
+        build(Recipe, network.training, "independent.training.")  # names its own keys if they are wrong
+        shared = build(Recipe, OmegaConf.merge(config.training, network.training), "training.")
     return replace(
         shared, architecture=network.architecture, options={str(k): v for k, v in options.items()}, seed=config.seed
     )
