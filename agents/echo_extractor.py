@@ -89,7 +89,11 @@ class EchoExtractor(BaseFeaturesExtractor):
         echo = echo_position(acquired, energy)
         rule, features = line_features(acquired, energy, corrupted, echo)
         weights = weights if weights.ndim == 2 else weights[None]
-        return rule + (weights[:, :, None] * features).sum(1)
+        scores = rule + (weights[:, :, None] * features).sum(1)
+        # Measured well comes last whatever the weights: where measuring again is legal, it would cost a line.
+        good = (acquired * (1 - corrupted)).bool()
+        lowest = scores.detach().masked_fill(good, torch.inf).amin(1, keepdim=True)
+        return torch.where(good, torch.minimum(scores, lowest - 1), scores)
 
 
 def line_features(

@@ -129,3 +129,14 @@ def test_without_flags_measured_lines_are_left_alone():
     scores = EchoExtractor(space())(seen([31, 32, 33], [1.0, 3.0, 1.0]))[0, :LINES]
     assert sorted(scores.argsort().tolist()[:3]) == [31, 32, 33]
     assert int(scores.argmax()) in (30, 34)
+
+
+def test_what_is_measured_well_is_last_whatever_the_weights():
+    """The corrupted line may be repeated; far lines are far below it with such weights, and still above what is good."""
+    extractor = EchoExtractor(space("corrupted"), start={"off_dc": -20.0})
+    observation = seen([31, 32, 33], [1.0, 3.0, 1.0], [33])
+    scores = extractor(observation)[0, :LINES]
+    assert sorted(scores.argsort().tolist()[:2]) == [31, 32]
+    assert int(scores.argsort()[2]) == 0
+    observation["acquired"].fill_(1)
+    assert bool(extractor(observation)[0, :LINES].isfinite().all())
