@@ -125,7 +125,7 @@ def _values(
     budgets: Tensor,
     weights: np.ndarray,
 ) -> np.ndarray:
-    """Mean final quality (C,), as rewarded, of the scans ``keys`` int64 (S,) with lines by each of ``weights`` (C, F)."""
+    """Mean final quality (C,), as rewarded, of scans ``keys`` int64 (S,) with lines by each of ``weights`` (C, F)."""
     count = len(keys)
     episodes = scans.draw(keys.to(scans.device))
     episodes.budgets.copy_(budgets)

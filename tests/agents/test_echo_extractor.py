@@ -132,7 +132,7 @@ def test_without_flags_measured_lines_are_left_alone():
 
 
 def test_what_is_measured_well_is_last_whatever_the_weights():
-    """The corrupted line may be repeated; far lines are far below it with such weights, and still above what is good."""
+    """Far lines are far below the corrupted one with such weights, and still above what is good."""
     extractor = EchoExtractor(space("corrupted"), start={"off_dc": -20.0})
     observation = seen([31, 32, 33], [1.0, 3.0, 1.0], [33])
     scores = extractor(observation)[0, :LINES]

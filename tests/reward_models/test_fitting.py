@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from safetensors.torch import load_file
 
+from seggym.agents.train_reward_model import recipe
 from seggym.cohorts.cohort import open_cohort
 from seggym.cohorts.splits import split_cohort
 from seggym.errors import SeggymError
@@ -219,3 +221,14 @@ def test_a_start_that_has_seen_who_is_held_out_is_refused(cohort, tmp_path):
     plan = Plan(replace(tiny, start=str(tmp_path / "first")), None, folds=2)
     with pytest.raises(SeggymError, match="was trained on"):
         fit_reward_model(tmp_path / "second", cohort, split, SCAN, plan, CPU, ["fold0"])
+
+
+def test_net_b_may_be_trained_otherwise():
+    with initialize_config_module("seggym.configs", version_base="1.3"):
+        config = compose("train_reward_model", ["+experiment=phantom_points", "training.learning_rate=1e-3"])
+        net_a, net_b = recipe(config, config.reward_model), recipe(config, config.independent)
+        assert (net_a.iterations, net_b.iterations) == (600, 2400)
+        assert net_a.learning_rate == net_b.learning_rate == 1e-3
+        config = compose("train_reward_model", ["+independent.training.steps=3"])
+        with pytest.raises(SeggymError, match=r"independent\.training\.steps is unknown"):
+            recipe(config, config.independent)
