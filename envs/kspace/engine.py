@@ -146,7 +146,7 @@ class KSpaceEngine:
 
     @property
     def rewarded(self) -> Tensor:
-        """What the rewards are gains of (N,): the quality, and with it what an error net expects, where one is asked."""
+        """What the rewards are gains of (N,): the quality, and what an error net expects, where one is asked."""
         if self.expected is None:
             return self.quality
         return self.quality + self.settings.lambda_error * self.expectation
