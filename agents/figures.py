@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as PNG bytes: Dice against lines, who measures which line when, areas."""
+"""Figures of an evaluation, as PNG bytes: Dice against lines, who measures which line (spoke, block) when, areas."""
 
 import io
 from collections.abc import Callable
@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seggym.agents.results import EvaluationResult, PolicyResult
+from seggym.kspace.acquisition import Acquisition
+from seggym.kspace.points import blocks_per_axis
+from seggym.kspace.radial import spoke_angles
+from seggym.kspace.trajectories import NOUNS
 
 if TYPE_CHECKING:  # matplotlib takes a second to import and is not needed before the first figure
     from matplotlib.axes import Axes
@@ -23,10 +27,11 @@ def all_figures(result: EvaluationResult) -> dict[str, bytes]:
             figures[f"{level}_dice_by_lines_net_{net}"] = curves(result, net, level, "dice", title)
     figures["ssim_by_lines"] = curves(result, "image", "slice", "ssim", "SSIM")
     figures["areas"] = areas(result)
-    matrix = int(result.settings["acquisition"]["matrix"])
+    acquisition = Acquisition(**result.settings["acquisition"])
+    draw = {"lines": line_order, "radial": spoke_order, "points": block_map}[acquisition.trajectory]
     for policy in result.policies:
         if policy.kind == "policy" or policy.privileged:
-            figures[f"lines_{file_name(policy.name)}"] = line_order(policy, matrix)
+            figures[f"{NOUNS[acquisition.trajectory]}_{file_name(policy.name)}"] = draw(policy, acquisition)
     return figures
 
 
@@ -49,7 +54,8 @@ def curves(result: EvaluationResult, net: str, level: str, metric: str, title: s
             (line,) = axes.plot(points, mean, marker=".", label=policy.name)
             line.set(linestyle="--" if policy.privileged else "-", linewidth=2.5 if policy.kind == "policy" else 1.2)
             axes.fill_between(points, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
-        axes.set(xlabel=f"lines measured after the initial ones ({result.origin} k-space)", ylabel=metric, title=title)
+        noun = NOUNS[result.settings["acquisition"]["trajectory"]]
+        axes.set(xlabel=f"{noun} measured after the initial ones ({result.origin} k-space)", ylabel=metric, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
 
@@ -82,25 +88,54 @@ def areas(result: EvaluationResult) -> bytes:
     return png(draw, (7.5, 0.42 * len(ranked) + 1.2))
 
 
-def line_order(policy: PolicyResult, matrix: int) -> bytes:
+def line_order(policy: PolicyResult, acquisition: Acquisition) -> bytes:
     """Share of the episodes in which each line is measured at each step of the longest run, DC in the middle."""
-    lines = np.concatenate([run["lines"] for run in policy.runs])
-    share = np.zeros((lines.shape[1], matrix))
-    for step in range(lines.shape[1]):
-        chosen = lines[:, step][lines[:, step] >= 0]
-        np.add.at(share[step], chosen, 1 / len(lines))
-    measured = lines[lines >= 0]
-    reach = int(np.abs(measured - matrix // 2).max(initial=0)) + 1
-    half = min(matrix // 2, max(reach, _HEAT_HALF_WIDTH))
+    centre = acquisition.matrix // 2
+    share = view_shares(policy, acquisition.matrix)
+    reach = int(np.abs(share.any(0).nonzero()[0] - centre).max(initial=0)) + 1
+    half = min(centre, max(reach, _HEAT_HALF_WIDTH))
+    window = share[:, centre - half : centre + half]
+    return _by_step(window, (-half - 0.5, half - 0.5), "line relative to DC", f"Lines that {policy.name} measures")
+
+
+def spoke_order(policy: PolicyResult, acquisition: Acquisition) -> bytes:
+    """Share of the episodes in which each spoke is measured at each step of the longest run, by its angle."""
+    share = view_shares(policy, acquisition.spokes)[:, np.argsort(spoke_angles(acquisition))]
+    return _by_step(share, (0, 180), "angle of the spoke (degrees)", f"Spokes that {policy.name} measures")
+
+
+def block_map(policy: PolicyResult, acquisition: Acquisition) -> bytes:
+    """Share of the episodes of the longest run in which each block of k-space is measured, DC in the middle."""
+    count, half = blocks_per_axis(acquisition), acquisition.matrix // 2
+    share = view_shares(policy, count**2).sum(0).reshape(count, count)
 
     def draw(axes: "Axes") -> None:
-        window = share[:, matrix // 2 - half : matrix // 2 + half]
-        picture = axes.imshow(
-            window, aspect="auto", origin="lower", cmap="magma", vmin=0, vmax=1,
-            extent=(-half - 0.5, half - 0.5, 0.5, lines.shape[1] + 0.5),
-        )  # fmt: skip
+        picture = axes.imshow(share, cmap="magma", vmin=0, vmax=1, extent=(-half, half, half, -half))
         axes.figure.colorbar(picture, ax=axes, label="share of episodes")
-        axes.set(xlabel="line relative to DC", ylabel="step", title=f"Lines that {policy.name} measures")
+        axes.set(xlabel="kx relative to DC", ylabel="ky relative to DC", title=f"What {policy.name} measures")
+
+    return png(draw, (5.2, 4.4))
+
+
+def view_shares(policy: PolicyResult, views: int) -> np.ndarray:
+    """Share of the episodes that measure each of the ``views`` at each step of the longest run, (T, views)."""
+    chosen = np.concatenate([run["lines"] for run in policy.runs])
+    share = np.zeros((chosen.shape[1], views))
+    for step in range(chosen.shape[1]):
+        measured = chosen[:, step][chosen[:, step] >= 0]
+        np.add.at(share[step], measured, 1 / len(chosen))
+    return share
+
+
+def _by_step(share: np.ndarray, limits: tuple[float, float], label: str, title: str) -> bytes:
+    """``share`` (T, n) as a heat map, the first step at the bottom."""
+
+    def draw(axes: "Axes") -> None:
+        picture = axes.imshow(
+            share, aspect="auto", origin="lower", cmap="magma", vmin=0, vmax=1, extent=(*limits, 0.5, len(share) + 0.5)
+        )
+        axes.figure.colorbar(picture, ax=axes, label="share of episodes")
+        axes.set(xlabel=label, ylabel="step", title=title)
 
     return png(draw, (7.5, 3.6))
 

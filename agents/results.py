@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from seggym.agents.scores import Cases, Scores, mean_over_classes
+from seggym.kspace.trajectories import NOUNS
 from seggym.reward_models import statistics
 
 LEVELS = ("volume", "slice")
@@ -238,7 +239,7 @@ class EvaluationResult:
         """Headings and, per ranked policy, cells of the summary table."""
         measures = [(net, level, "dice") for level in LEVELS for net in self.nets]
         headings = [f"area of {level} Dice, net {net}" for net, level, _ in measures] + ["area of SSIM"]
-        headings += [f"lines to 95 %, net {net}" for net in self.nets]
+        headings += [f"{NOUNS[self.settings['acquisition']['trajectory']]} to 95 %, net {net}" for net in self.nets]
         body = []
         for policy in self.ranked():
             cells = [_cell(self.find(policy.name, net, "area", m, level)) for net, level, m in measures]

@@ -18,6 +18,9 @@ from seggym.kspace.points import CartesianPoints
 from seggym.kspace.radial import RadialSpokes
 from seggym.kspace.transforms import fftc
 
+NOUNS = {"lines": "lines", "radial": "spokes", "points": "points"}
+"""What an action measures, by trajectory, for people."""
+
 
 class Trajectory(Protocol):
     """The views of an acquisition; B scans, J coils, V views of S samples, images of C x C pixels on a grid G."""

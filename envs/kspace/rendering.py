@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from seggym.envs.kspace.engine import KSpaceEngine
 from seggym.errors import SeggymError
+from seggym.kspace.trajectories import NOUNS
 
 # Side of a panel, height of its title, of the curve below the panels and of the margins, in pixels.
 _PANEL, _TITLE, _CURVE, MARGIN = 256, 22, 150, 10
@@ -17,8 +18,6 @@ _OPACITY = 0.45
 _WHITE_QUANTILE = 0.995
 # Decades of signal between black and white in k-space.
 _DECADES = 3.0
-# What an action measures, by trajectory.
-_NOUNS = {"lines": "lines", "radial": "spokes", "points": "points"}
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -40,7 +39,7 @@ class Canvas:
         self._trajectory = scanner.trajectory
         kspace = self._trajectory.kspace(scanner.signal[slot : slot + 1])[0]
         self._spectrum = _log_magnitude(kspace.abs().square().sum(0).sqrt().cpu().numpy())
-        self._noun = _NOUNS[engine.acquisition.trajectory]
+        self._noun = NOUNS[engine.acquisition.trajectory]
         self._labels = engine.stack.labels[engine.samples[slot]].cpu().numpy()
         self._names = _class_names(engine)
         self._acquired = np.zeros(engine.num_lines, bool)
