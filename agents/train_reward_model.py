@@ -66,7 +66,7 @@ def recipe(config: DictConfig, network: DictConfig) -> Recipe:
     shared = build(Recipe, config.training, "training.")
     if network.get("training"):
         build(Recipe, network.training, "independent.training.")  # names its own keys if they are wrong
-        shared = build(Recipe, OmegaConf.merge(config.training, network.training), "training.")
+        shared = build(Recipe, {**config.training, **network.training}, "training.")
     return replace(
         shared, architecture=network.architecture, options={str(k): v for k, v in options.items()}, seed=config.seed
     )

