@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The learned selector (docs/selector.md) beside every query strategy in the same episodes; prints a table for each of:
 # - phantoms: trained on phantoms, evaluated on phantoms whose settings it never saw;
+# - pools: the same in three further pools of such phantoms, and one table of all four;
 # - transfer: the same selector on all patients of ACDC (where SEGGYM_ACDC_ROOT is set);
 # - acdc: trained on some patients of ACDC, evaluated on others (likewise).
-#   bash benchmarks/selector.sh [output folder] [parts, default: "phantoms transfer acdc"]
+#   bash benchmarks/selector.sh [output folder] [parts, default: "phantoms pools transfer acdc"]
 # SEEDS="0 1 2" trains several and evaluates them as one method, AGENT=selector_dqn another agent, REPLAY=unet teaches
 # the final sets of four policies to a U-Net in 5 episodes as well. The same command goes on where it was stopped.
 # One core takes about 5 minutes for the training of a seed and 10 for an evaluation (without REPLAY); encoders for
@@ -13,7 +14,7 @@ cd "$(dirname "$0")/.."
 . benchmarks/venv.sh
 
 out="${1:-runs/selector}"
-parts="${2:-phantoms transfer acdc}"
+parts="${2:-phantoms pools transfer acdc}"
 mkdir -p "$out"
 out="$(cd "$out" && pwd)"
 agent="${AGENT:-selector_ppo}"
@@ -44,11 +45,23 @@ evaluate() {
         strategies="$strategies" replay="${REPLAY:-null}" output="$out/${agent}_evaluation_$name" "$@"
 }
 
+# unseen NAME SEED: on 40 phantoms of another generator
+unseen() {
+    evaluate "$1" role=test "env_kwargs={cohort_options: {patients: 48, test_patients: 40, seed: $2}}"
+}
+
 for part in $parts; do
     case "$part" in
     phantoms)
         train phantoms env=alselect_phantom
-        evaluate phantoms role=test 'env_kwargs={cohort_options: {patients: 48, test_patients: 40, seed: 5}}'
+        unseen phantoms 5
+        ;;
+    pools)
+        train phantoms env=alselect_phantom
+        unseen phantoms 5
+        for seed in 6 7 8; do unseen "pool$seed" "$seed"; done
+        echo "== all pools"
+        python benchmarks/selector_pools.py "$out/${agent}_evaluation_phantoms" "$out/${agent}_evaluation_pool"[678]
         ;;
     transfer)
         [ -n "${SEGGYM_ACDC_ROOT:-}" ] || continue
@@ -68,7 +81,7 @@ save_split(make_split(open_cohort('acdc', None).groups, (0.4, 0.1, 0.5)), sys.ar
         evaluate acdc role=test
         ;;
     *)
-        echo "part $part is unknown, expected some of phantoms, transfer, acdc" >&2
+        echo "part $part is unknown, expected some of phantoms, pools, transfer, acdc" >&2
         exit 2
         ;;
     esac
