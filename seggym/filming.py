@@ -14,6 +14,7 @@ from seggym.agents.evaluation import resolve_policy
 from seggym.agents.policies import Policy
 from seggym.errors import SeggymError
 from seggym.files import write_atomic
+from seggym.kspace.trajectories import NOUNS
 
 _LAST_FRAME_MS = 3000
 # What a run folder says about training is no part of an evaluation.
@@ -84,4 +85,5 @@ def _play(env: gymnasium.Env, policy: Policy, seed: int) -> tuple[list[Any], str
         action = policy.act(engine, engine.observe(), engine.action_mask())
         _, _, terminated, _, info = env.step(int(torch.as_tensor(action)[0]))
         frames.append(env.render())
-    return frames, f"{info['lines']} of {engine.num_lines} lines, quality {float(info['quality']):.3f}"
+    noun = NOUNS[engine.settings.scan.trajectory]
+    return frames, f"{info['lines']} of {engine.num_lines} {noun}, quality {float(info['quality']):.3f}"

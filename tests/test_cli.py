@@ -174,6 +174,8 @@ def test_render_an_external_policy(capsys, tmp_path, monkeypatch):
     code, printed, _ = run(capsys, *arguments, "--kwargs", json.dumps(PHANTOMS))
     assert code == 0
     assert "5 of 128 lines" in printed
+    spokes = {"acquisition": {"matrix": 64, "crop": 48, "trajectory": "radial", "spokes": 16}}
+    assert "5 of 16 spokes" in run(capsys, *arguments, "--kwargs", json.dumps({**PHANTOMS, **spokes}))[1]
 
 
 def test_render_a_snapshot(capsys, tmp_path):
