@@ -7,8 +7,9 @@
 #   bash benchmarks/selector.sh [output folder] [parts, default: "phantoms pools transfer acdc"]
 # SEEDS="0 1 2" trains several and evaluates them as one method, AGENT=selector_dqn another agent, REPLAY=unet teaches
 # the final sets of four policies to a U-Net in 5 episodes as well. The same command goes on where it was stopped.
-# One core takes about 5 minutes for the training of a seed and 10 for an evaluation (without REPLAY); encoders for
-# ACDC, one or two minutes each, are trained the first time.
+# One core takes about 5 minutes for the training of a seed and 10 for an evaluation (without REPLAY, which is 20 U-Nets of a
+# minute). Encoders for ACDC, one or two minutes each, are trained the first time: one for part transfer, about fifteen
+# for part acdc, where every pool of the training has its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/venv.sh
