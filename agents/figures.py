@@ -10,7 +10,6 @@ from seggym.agents.results import EvaluationResult, PolicyResult
 from seggym.kspace.acquisition import Acquisition
 from seggym.kspace.points import blocks_per_axis
 from seggym.kspace.radial import spoke_angles
-from seggym.kspace.trajectories import NOUNS
 
 if TYPE_CHECKING:  # matplotlib takes a second to import and is not needed before the first figure
     from matplotlib.axes import Axes
@@ -27,11 +26,10 @@ def all_figures(result: EvaluationResult) -> dict[str, bytes]:
             figures[f"{level}_dice_by_lines_net_{net}"] = curves(result, net, level, "dice", title)
     figures["ssim_by_lines"] = curves(result, "image", "slice", "ssim", "SSIM")
     figures["areas"] = areas(result)
-    acquisition = Acquisition(**result.settings["acquisition"])
-    draw = {"lines": line_order, "radial": spoke_order, "points": block_map}[acquisition.trajectory]
+    draw = {"lines": line_order, "radial": spoke_order, "points": block_map}[result.acquisition.trajectory]
     for policy in result.policies:
         if policy.kind == "policy" or policy.privileged:
-            figures[f"{NOUNS[acquisition.trajectory]}_{file_name(policy.name)}"] = draw(policy, acquisition)
+            figures[f"{result.noun}_{file_name(policy.name)}"] = draw(policy, result.acquisition)
     return figures
 
 
@@ -54,8 +52,8 @@ def curves(result: EvaluationResult, net: str, level: str, metric: str, title: s
             (line,) = axes.plot(points, mean, marker=".", label=policy.name)
             line.set(linestyle="--" if policy.privileged else "-", linewidth=2.5 if policy.kind == "policy" else 1.2)
             axes.fill_between(points, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
-        noun = NOUNS[result.settings["acquisition"]["trajectory"]]
-        axes.set(xlabel=f"{noun} measured after the initial ones ({result.origin} k-space)", ylabel=metric, title=title)
+        measured = f"{result.noun} measured after the initial ones ({result.origin} k-space)"
+        axes.set(xlabel=measured, ylabel=metric, title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
 

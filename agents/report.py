@@ -11,8 +11,6 @@ from seggym.agents.curves import curves_of
 from seggym.agents.figures import all_figures
 from seggym.agents.results import LEVELS, EvaluationResult
 from seggym.files import write_atomic, write_json
-from seggym.kspace.acquisition import Acquisition
-from seggym.kspace.trajectories import NOUNS
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -59,18 +57,16 @@ def write_report(result: EvaluationResult, folder: Path) -> list[Path]:
 def report_html(result: EvaluationResult, figures: dict[str, bytes]) -> str:
     """The page; images are data URIs, so that the file can be sent alone."""
     role, patients = result.settings["role"], len(set(result.cases.patients))
-    acquisition = Acquisition(**result.settings["acquisition"])
-    noun = NOUNS[acquisition.trajectory]
     facts = json.dumps({"settings": result.settings, **result.provenance}, indent=1, default=str)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>Evaluation: {html.escape(result.env_id)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(result.env_id)}: policies on {role} patients</h1>",
         f"<p>{patients} patients, {len(result.cases.volumes)} volumes, {len(result.cases)} slices; budgets "
-        f"{result.eval_range[0]} to {result.eval_range[1]} {noun} after the initial "
-        f"{len(acquisition.initial_views)}; protocol {result.protocol}.</p>",
+        f"{result.eval_range[0]} to {result.eval_range[1]} {result.noun} after the initial "
+        f"{len(result.acquisition.initial_views)}; protocol {result.protocol}.</p>",
         f"<p>{html.escape(f'{_ORIGINS[result.origin]} {_PREFACE}')}</p>",
-        f"<h2>Areas and {noun} to 95 % of the Dice at full k-space</h2>",
+        f"<h2>Areas and {result.noun} to 95 % of the Dice at full k-space</h2>",
         _summary(result),
         *(figure(name, content) for name, content in figures.items()),
         "<h2>Paired differences in area</h2>",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from seggym.agents.scores import Cases, Scores, mean_over_classes
+from seggym.kspace.acquisition import Acquisition
 from seggym.kspace.trajectories import NOUNS
 from seggym.reward_models import statistics
 
@@ -231,6 +232,16 @@ class EvaluationResult:
         return sorted(self.policies, key=order)
 
     @property
+    def acquisition(self) -> Acquisition:
+        """How the scans were made."""
+        return Acquisition(**self.settings["acquisition"])
+
+    @property
+    def noun(self) -> str:
+        """What an action measures: "lines", "spokes" or "points"."""
+        return NOUNS[self.acquisition.trajectory]
+
+    @property
     def origin(self) -> str:
         """Where k-space is from: "measured" by a scanner, or "simulated"."""
         return "measured" if self.provenance.get("measured") else "simulated"
@@ -239,7 +250,7 @@ class EvaluationResult:
         """Headings and, per ranked policy, cells of the summary table."""
         measures = [(net, level, "dice") for level in LEVELS for net in self.nets]
         headings = [f"area of {level} Dice, net {net}" for net, level, _ in measures] + ["area of SSIM"]
-        headings += [f"{NOUNS[self.settings['acquisition']['trajectory']]} to 95 %, net {net}" for net in self.nets]
+        headings += [f"{self.noun} to 95 %, net {net}" for net in self.nets]
         body = []
         for policy in self.ranked():
             cells = [_cell(self.find(policy.name, net, "area", m, level)) for net, level, m in measures]
