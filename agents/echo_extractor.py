@@ -90,8 +90,8 @@ class EchoExtractor(BaseFeaturesExtractor):
         rule, features = line_features(acquired, energy, corrupted, echo)
         weights = weights if weights.ndim == 2 else weights[None]
         scores = rule + (weights[:, :, None] * features).sum(1)
-        # Measured well comes last whatever the weights: where measuring again is legal, it would cost a line. Usually the
-        # constant of the rule is enough; it moves with the echo, while how low others are depends on the edges.
+        # Measured well comes last whatever the weights: where measuring again is legal, it would cost a line. The
+        # constant of the rule is usually enough; it moves with the echo, how low others are depends on the edges.
         good = (acquired * (1 - corrupted)).bool()
         lowest = scores.detach().masked_fill(good, torch.inf).amin(1, keepdim=True)
         return torch.where(good, torch.minimum(scores, lowest - 1), scores)
