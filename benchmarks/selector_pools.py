@@ -56,19 +56,17 @@ def table(pools: list[dict[str, SelectionResult]]) -> list[str]:
     order = sorted(minus, key=lambda name: (pools[0][name].privileged, -float(np.nanmean(flat[name]))))
     for name in [SUBJECT, *order]:
         own = statistics.bootstrap_interval(flat[name], patients, runs=runs)
-        cells = [
-            f"{name}{' *' if pools[0][name].privileged else ''}",
-            f"{own.mean:.4f} [{own.low:.4f}, {own.high:.4f}]",
-        ]
+        cells = [f"{own.mean:.4f} [{own.low:.4f}, {own.high:.4f}]", "", "", ""]
         if name != SUBJECT:
             gap = statistics.bootstrap_interval(minus[name], patients, runs=runs)
             by_pool = (np.nanmean(one - other) for one, other in zip(found[SUBJECT], found[name], strict=True))
-            cells += [
+            cells[1:] = [
                 f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]",
                 f"{adjusted[name]:.2g}" if name in adjusted else "",
                 " ".join(f"{value:+.4f}" for value in by_pool),
             ]
-        rows.append(f"| {' | '.join(cells)} |" if name != SUBJECT else f"| **{cells[0]}** | {cells[1]} | | | |")
+        label = f"**{name}**" if name == SUBJECT else f"{name}{' *' if pools[0][name].privileged else ''}"
+        rows.append(f"| {label} | {' | '.join(cells)} |")
     return rows
 
 
